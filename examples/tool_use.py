@@ -2,6 +2,9 @@
 
 vllm serve MODEL --enable-auto-tool-choice --tool-call-parser hermes
 python examples/tool_use.py http://127.0.0.1:8000
+
+The model itself chooses to call the tool. Do not name it with `tool_choice`: with dual chunk attention, the V0 engines
+of vLLM 0.10.1.1 and 0.10.2 answer that with free text as the tool's arguments.
 """
 
 import argparse

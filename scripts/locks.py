@@ -167,9 +167,12 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
     """The packages that are added to an environment so that it reads configs with another version."""
     for reader in readers.load_all():
         if reader.package:
-            inputs = scratch / f"{reader.name}.in"
+            inputs, dropped = scratch / f"{reader.name}.in", scratch / f"{reader.name}.overrides"
             inputs.write_text(f"{reader.package}\n")
-            solve([inputs], data.reader_lock(reader.name), cache, before=reader.lock_date)
+            # A requirement whose marker is never true leaves the package out.
+            dropped.write_text("".join(f"{name} ; python_version < '3'\n" for name in reader.without))
+            lock = data.reader_lock(reader.name)
+            solve([inputs, "--override", dropped], lock, cache, before=reader.lock_date, python=reader.oldest)
 
 
 def cache_locks(cache: store.Store, scratch: Path) -> None:

@@ -65,7 +65,7 @@ PRINTED = {
     "dca.plan/1": ("dca plan",),
     "dca.report/1": ("dca report",),
     "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
-    "dca.serve-check/1": ("dca serve check",),
+    "dca.serve-check/2": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),
     "dca.memory-corrections/1": ("dca serve plan",),
     "dca.serve-plan/2": ("dca serve plan",),

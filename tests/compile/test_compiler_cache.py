@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Counts
 from dca.compile.job import Job
 from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
 from dca.pipeline.wheel import Made
 from dca.toolchain import provide
 from dca.toolchain.environments import TorchFacts
@@ -421,6 +423,44 @@ def test_what_waits_for_a_redis_that_is_gone_compiles_within_seconds(
     assert use is not None
     assert use.off.startswith(f"Redis at {server.url} does not answer any more")
     assert programs(f"{tmp_path}/cache/env/") == []
+
+
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_redis_that_is_gone_during_the_probe_holds_it_up_for_seconds(
+    number: signal.Signals,
+    sccache: tuple[Job, cmake.BuildFolder],
+    redis: Callable[[], Redis],
+    cache: store.Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = redis()
+    monkeypatch.setenv("SCCACHE_REDIS_ENDPOINT", server.url)
+    job, folder = sccache
+    planned = PlannedCache(name="sccache", version="0.16.0", shared="Redis")
+    job = cast(
+        "Job",
+        SimpleNamespace(**{**vars(job), "plan": SimpleNamespace(**{**vars(job.plan), "compiler_cache": planned})}),
+    )
+    began: list[float] = []
+
+    class Kills(Silent):
+        def stage(self, name: str, detail: str = "") -> None:
+            if name == "admit":
+                server.process.send_signal(number)
+                began.append(time.monotonic())
+
+    run = quiet_run(tmp_path, store.Store(linked(tmp_path / "cache", cache)))
+    shutil.rmtree(tmp_path / "cache/admitted", ignore_errors=True)
+    with compiler_cache.running(job, folder, dataclasses.replace(run, reporter=Kills())) as session:
+        assert time.monotonic() - began[0] < 60
+        assert (folder.path / cmake.LAUNCHER).read_bytes() == cmake.PLAIN
+    use = session.use()
+    assert use is not None
+    assert use.off.startswith(f"Redis at {server.url} does not answer any more")
+    assert (use.hits, use.misses) == (0, 0)
 
 
 def small(dca: RunDca, folder: Path, *more: str, **variables: str) -> Made:

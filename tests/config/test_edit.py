@@ -68,7 +68,8 @@ def test_one_attention_factor_is_written_for_both_kinds_of_readers() -> None:
         (["transformers-5", "vllm-0.10.2"], "rope_scaling", None),
         (["transformers-4.45"], "rope_scaling", 32768),
         (["transformers-4.51", "qwen-fork"], "rope_scaling", 131072),
-        (["vllm-current"], "rope_parameters", None),
+        (["vllm-current"], "rope_parameters", 131072),
+        (["vllm-0.32", "transformers-4"], "rope_scaling", 131072),
     ],
 )
 def test_each_reader_gets_its_own_form(names: list[str], place: str, length: int | None) -> None:
@@ -112,6 +113,7 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
         ({"dual_chunk_attention_config": DCA}, "multiplies the length"),
         ({"rope_scaling": [1]}, "is not an object"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "none for full_attention"),
+        ({"compress_rope_theta": 160000}, "compressed layers"),
         ({"rope_theta": None}, "no rope_theta"),
         ({"rope_theta": "1e6"}, "no rope_theta"),
     ],

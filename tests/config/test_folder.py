@@ -162,7 +162,8 @@ def test_a_new_folder_links_to_everything_else(model: Path, tmp_path: Path) -> N
         assert done.changed == (turn == 0)
     assert (content(model), listing(model)) == (before, names)
     assert json.loads(content(out)) == config(
-        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        max_position_embeddings=131072,
     )
     for name in ("model.safetensors", "sub"):
         assert (out / name).readlink() == model / name
@@ -271,6 +272,22 @@ def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
     api.set_dca(folder, sparse=tmp_path / "table.json")
     assert json.loads(content(folder))["dual_chunk_attention_config"]["sparse_attention_config"] == rows
     assert api.check(folder).findings == ()
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+def test_a_hubs_name_is_found_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    kept = tmp_path / ("hub" * (variable == "HF_HOME")) / "models--Org--Model-7B"
+    wanted = write(kept / "snapshots/abc", config())
+    write(kept / "snapshots/newer", config())
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc")
+    assert api.located(Path("Org/Model-7B")) == wanted
+    assert api.located(wanted) == wanted
+    with pytest.raises(DcaError, match="hf download Org/Other"):
+        api.located(Path("Org/Other"))
+    assert api.located(Path("Model-7B")) == Path("Model-7B")
 
 
 def test_a_file_with_other_names_is_restored_itself(tmp_path: Path) -> None:

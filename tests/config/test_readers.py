@@ -248,7 +248,7 @@ def test_an_installation_that_fails_hands_on_the_output_of_a_stand_in_for_uv(
     uv.write_text("#!/bin/sh\nprintf 'line %s\\n' 1 2 3 4 5 6 7 8\nexit 2\n")
     uv.chmod(0o755)
     monkeypatch.setattr(readers, "find_uv", lambda: uv)
-    monkeypatch.setattr(environments, "make", lambda *_: tmp_path / "env/bin/python")
+    monkeypatch.setattr(environments, "make_without_cuda", lambda *_: tmp_path / "env/bin/python")
     with pytest.raises(DcaError) as failed:
         readers.install(KNOWN["transformers-5"], store.Store(tmp_path / "cache"), [], Silent(), tmp_path / "log")
     assert failed.value.code == "DCA-407"

@@ -315,6 +315,15 @@ def test_story_C2_offline_batch_with_the_chat_template_and_the_recommended_sampl
     assert not any("generation_config" in note for note in planned(SEVEN, "4x80", recipe="vllm-0.10.2").notes)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "ignores"), [("qwen-fork", False), ("vllm-0.9.2", False), ("vllm-0.10.1.1", True), ("vllm-0.10.2", True)]
+)
+def test_a_plan_says_whether_the_recipe_ignores_schemas_and_named_tools(recipe: str, ignores: bool) -> None:
+    notes = [note for note in planned(SEVEN, "4x80", recipe=recipe).notes if "response_format" in note]
+    assert len(notes) == ignores
+    assert not ignores or "--recipe qwen-fork or vllm-0.9.2" in notes[0]
+
+
 def test_story_C3_the_server_with_a_name_a_template_and_a_key_that_is_not_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

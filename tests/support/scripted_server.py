@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import re
 import socket
+import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +54,7 @@ class Asked:
                 return name
         if self.path.endswith("/chat/completions"):
             return "sampling" if "repetition_penalty" in self.body else "stream" if self.body.get("stream") else "chat"
-        return {"/v1/models": "models", "/tokenize": "tokenize"}.get(self.path, "completion")
+        return {"/v1/completions": "completion"}.get(self.path, self.path.rsplit("/", 1)[-1])
 
 
 @dataclass
@@ -104,7 +107,10 @@ class Scripted:
         counted: what it says that every prompt has, in place of its tokens.
         tokenized: what /tokenize says that every text has, in place of its tokens.
         key: that it wants.
+        packed: whether it sends everything as gzip, whatever it was asked for.
         options: whether it takes stream_options.
+        cards: further fields of each model's card.
+        pages: bodies of further paths, such as /version.
         asked: every request.
     """
 
@@ -117,7 +123,10 @@ class Scripted:
     tokenized: int | None = None
     key: str = ""
     options: bool = True
+    packed: bool = False
     refused: tuple[str, ...] = ()
+    pages: dict[str, str] = field(default_factory=dict)
+    cards: dict[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = (MODEL,)
     delay: float = 0.0
     asked: list[Asked] = field(default_factory=list)
@@ -130,7 +139,7 @@ class Scripted:
 
     def billed(self) -> int:
         """Tokens of all prompts that came, and of all answers that they allowed."""
-        sent = [request for request in self.asked if request.path not in ("/tokenize", "/v1/models")]
+        sent = [request for request in self.asked if "max_tokens" in request.body]
         return sum(count(request.text) + TEMPLATE + int(request.body["max_tokens"]) for request in sent)
 
 
@@ -139,6 +148,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     place: Scripted
+    packer: zlib._Compress
 
     def log_message(self, *_: object) -> None:
         pass
@@ -159,7 +169,8 @@ class Handler(BaseHTTPRequestHandler):
         if asked.kind in place.tricks and not (asked.kind == "needle" and not asked.body.get("stream")):
             return place.tricks[asked.kind](self, asked)
         if asked.path == "/v1/models":
-            about = {} if place.max_model_len is None else {"max_model_len": place.max_model_len}
+            about: dict[str, Any] = {} if place.max_model_len is None else {"max_model_len": place.max_model_len}
+            about |= place.cards
             return self.send_json(
                 {"object": "list", "data": [{"id": model, "object": "model", **about} for model in place.models]}
             )
@@ -168,6 +179,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send_json({"detail": "Not Found"}, 404)
             tokens = count(asked.text) if place.tokenized is None else place.tokenized
             return self.send_json({"count": tokens, "max_model_len": place.max_model_len, "tokens": []})
+        if asked.path in place.pages:
+            return self.send_body(place.pages[asked.path].encode())
+        if "max_tokens" not in asked.body:
+            return self.send_json({"detail": "Not Found"}, 404)
         return self.complete(asked)
 
     def complete(self, asked: Asked) -> None:
@@ -222,6 +237,8 @@ class Handler(BaseHTTPRequestHandler):
         self, body: bytes, status: int = 200, kind: str = "application/json", more: dict[str, str] | None = None
     ) -> None:
         self.send_response(status)
+        if self.place.packed:
+            body, more = gzip.compress(body), {**(more or {}), "Content-Encoding": "gzip"}
         for name, value in (more or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Type", kind)
@@ -233,12 +250,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
+        if self.place.packed:
+            self.send_header("Content-Encoding", "gzip")
+            self.packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
         self.end_headers()
 
     def event(self, value: Any) -> None:
         self.chunk(f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode())
 
     def chunk(self, body: bytes) -> None:
+        if self.place.packed:
+            body = self.packer.compress(body) + self.packer.flush(zlib.Z_SYNC_FLUSH)
         self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
         self.wfile.flush()
 
@@ -271,12 +293,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(place: Scripted) -> Iterator[Scripted]:
-    """The server for the time of the block."""
+def serving(place: Scripted, tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
+    """The server for the time of the block, with TLS or without."""
     with Server(("127.0.0.1", 0), type("Bound", (Handler,), {"place": place})) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        place.url = f"http://127.0.0.1:{server.server_address[1]}"
+        place.url = f"http{'s' * (tls is not None)}://127.0.0.1:{server.server_address[1]}"
         try:
             yield place
         finally:

@@ -28,7 +28,11 @@ def _wheels(wheels: tuple[Path, ...]) -> tuple[Path, ...]:
     return wheels or tuple(sorted(DIST.glob("*.whl")))
 
 
-_folder = click.argument("folder", type=options.PATH, metavar="DIR")
+def _located(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
+    return config.located(folder)
+
+
+_folder = click.argument("folder", type=options.PATH, metavar="DIR", callback=_located)
 _model = click.option(
     "--model", show_default="recognized by its shape and name", help="Which model of build/models the folder holds."
 )
@@ -131,10 +135,17 @@ def reader_list(
     """List the readers that `dca config show` can ask, and which are installed."""
     cache, known = options.open_cache(cache_dir), readers.load_all()
     names = [reader.name for reader in known if reader.recipe] if "all" in chosen else chosen
+    failed: list[str] = []
     with output.terminal() as reporter:
         for name in names:
             log = cache.open().folder("run", "readers") / "install.log"
-            readers.install(readers.find(name, known), cache, wheels, reporter, log)
+            try:
+                readers.install(readers.find(name, known), cache, wheels, reporter, log)
+            except DcaError as error:
+                if "all" not in chosen:
+                    raise
+                failed.append(name)
+                reporter.note(f"{name} was left out: {error.what} {error.remedy}")
     listed = config.reader_list(cache, wheels)
     listing = [
         {
@@ -154,6 +165,13 @@ def reader_list(
         for reader, place in listed
     ]
     output.show({"schema": "dca.config-readers/1", "readers": listing}, "\n".join(lines), always=True)
+    if failed:
+        raise DcaError(
+            "DCA-211",
+            f"{len(failed)} of {len(names)} readers could not be installed: {', '.join(failed)}.",
+            remedy="the notes above say what each lacks; the others are installed.",
+            answered=output.as_json,
+        )
 
 
 @command.command("check", short_help="Check the settings: each problem with a code and a fix.")
@@ -415,7 +433,7 @@ def render_change(result: Config) -> str:
 
 def _asked_readers(result: Config) -> list[str]:
     """Which readers load the edited file, and which were not asked."""
-    load = [f"{reading.title} {reading.version}".strip() for reading in result.readings if reading.loaded]
+    load = [f"{reading.title} ({_version(reading.version)})" for reading in result.readings if reading.loaded]
     cannot = [reading.title for reading in result.readings if reading.installed and not reading.loaded]
     absent = [reading.title for reading in result.readings if not reading.installed]
     return [
@@ -444,7 +462,7 @@ def _finding(finding: config.Finding) -> str:
 
 def render_show(result: Config) -> str:
     """The readers as columns."""
-    read = [reading for reading in result.readings if reading.read]
+    read = [reading for reading in result.readings if reading.loaded]
     lines = [_about(result), ""]
     if read:
         width = max(len(row.name) for row in result.rows)
@@ -465,7 +483,7 @@ def render_show(result: Config) -> str:
             lines.append(f"  {'≠' if row.differs else ' '} {row.name:<{width}}  {'  '.join(cells)}".rstrip())
         if any(row.differs for row in result.rows):
             lines += ["", "  ≠  the readers disagree."]
-    others = [reading for reading in result.readings if not reading.read]
+    others = [reading for reading in result.readings if not reading.loaded]
     if all(_absent(reading) for reading in result.readings):
         return "\n".join([*lines, *_installing(result.folder, {reading.reader for reading in others})])
     if others:

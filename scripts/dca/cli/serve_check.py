@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from dca.cli import options
 from dca.cli.packing import packed
 from dca.config import plot
 from dca.foundation import documents, store
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, Interrupted
 from dca.serve import check as engine
-from dca.serve.check import Needle, Probe, Request, ServeCheck, heat
+from dca.serve.check import Keeper, Request, ServeCheck, heat
 from dca.serve.check.budget import limit_of
 from dca.serve.check.probes import PROBES
 from dca.serve.check.report import render as render_page
@@ -26,7 +27,7 @@ MOST_CELLS = 1000
 MOST_SHOWN = 5
 BLANK = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 SECONDS = click.FloatRange(0.01, 10**6)
-MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "skipped": "-"}
+MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "undecided": "?", "skipped": "-"}
 
 
 def check_picture(path: Path | None) -> None:
@@ -121,6 +122,16 @@ def _request(
         help="Seconds for a long request.",
     ),
     click.option(
+        "--wait",
+        type=click.FloatRange(0, 10**6),
+        default=engine.WAIT,
+        show_default=True,
+        help="Seconds to wait for a server that answers that it is loading (HTTP 503).",
+    ),
+    click.option(
+        "--no-thinking", is_flag=True, help="Ask the model not to reason, through its chat template's own switch."
+    ),
+    click.option(
         "--skip",
         "skipped",
         multiple=True,
@@ -140,17 +151,23 @@ def _request(
 )
 @click.option("--plot", "picture", type=options.FILE, help="Draw the heat map: .svg or .png.")
 @click.option("--report", type=options.FILE, help="Also write the result to this file, as an HTML page.")
+@click.option("--restart", is_flag=True, help="Begin anew, even if an interrupted check could be continued.")
 @options.schema(ServeCheck)
 @options.cache
 @options.output
 def check(
-    asked: Request, picture: Path | None, report: Path | None, cache_dir: Path | None, output: options.Output
+    asked: Request,
+    picture: Path | None,
+    report: Path | None,
+    restart: bool,
+    cache_dir: Path | None,
+    output: options.Output,
 ) -> None:
     """Test on a running OpenAI-compatible server everything that clients of a long-context model rely on.
 
     URL is such as http://HOST:8000. Short requests come first: models, chat, completion, streaming, sampling, tool
     call, structured output. Then come prompts of growing length with one fact in them, at several depths. Exit 1 when
-    a test failed.
+    a test failed. An interrupted check is continued by the same command.
     """
     check_picture(picture)
     options.check_writable("--report", report)
@@ -158,25 +175,74 @@ def check(
         raise DcaError(
             "DCA-201", "--plot draws the results of needles, which --skip omits.", remedy="omit one of them."
         )
-    cache = options.open_cache(cache_dir).open()
-    with output.terminal() as reporter:
-        result = engine.check(asked, reporter, lambda seen: _keep(seen, cache))
-    _keep(result, cache)
-    if report is not None:
-        store.write_bytes(report, render_page(result).encode())
-    if picture is not None and result.needles:
-        store.write_bytes(picture, plot.as_file(heat.svg(result), picture.suffix.lower(), "heat.svg"))
+    kept = _Kept(options.open_cache(cache_dir).open(), restart=restart)
+    try:
+        with output.terminal() as reporter:
+            result = engine.check(asked, reporter, Keeper(kept.keep, kept.earlier))
+    except (KeyboardInterrupt, Interrupted):
+        if kept.last is not None:
+            output.show(kept.last, render(kept.last))
+            files = (kept.path(kept.last), *_written(kept.last, report, picture))
+            click.echo(f"The results so far are in {', '.join(map(str, files))}.", err=True)
+        raise
+    kept.keep(result)
+    _written(result, report, picture)
     output.show(result, render(result))
     if not result.passed:
         first, rest = result.troubles[0], len(result.troubles) - MOST_SHOWN
         raise DcaError(
             first.code,
             f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} requests failed.",
-            why="\n".join(f"{_place(trouble)}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
+            why="\n".join(f"{trouble.place}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
             + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=first.remedy,
             answered=output.as_json,
         )
+
+
+@dataclass
+class _Kept:
+    """The results on disk, one for each server, model and seed.
+
+    Args:
+        cache: the cache.
+        restart: whether an interrupted check is not continued.
+        last: what was kept last; None for nothing.
+    """
+
+    cache: store.Store
+    restart: bool
+    last: ServeCheck | None = None
+
+    def keep(self, result: ServeCheck) -> None:
+        """Write a result."""
+        self.last = result
+        documents.write(result, self.path(result))
+
+    def earlier(self, url: str, model: str, seed: int) -> ServeCheck | None:
+        """What an earlier run has kept."""
+        file = self._file(url, model, seed)
+        return None if self.restart else documents.read_if_whole(ServeCheck, file)
+
+    def path(self, result: ServeCheck) -> Path:
+        """Where a result is kept."""
+        return self._file(result.url, result.model, result.seed)
+
+    def _file(self, url: str, model: str, seed: int) -> Path:
+        key = store.sha256_bytes(f"{url} {model} {seed}".encode())[:16]
+        return self.cache.folder("run", f"serve-check-{key}") / "serve-check.json"
+
+
+def _written(result: ServeCheck, report: Path | None, picture: Path | None) -> list[Path]:
+    """Write the page and the picture; returns those that were written."""
+    written = []
+    if report is not None:
+        store.write_bytes(report, render_page(result).encode())
+        written.append(report)
+    if picture is not None and result.needles:
+        store.write_bytes(picture, plot.as_file(heat.svg(result), picture.suffix.lower(), "heat.svg"))
+        written.append(picture)
+    return written
 
 
 # --- options -------------------------------------------------------------------------------------------------
@@ -242,30 +308,30 @@ def _names(flag: str, texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[s
 # --- the result --------------------------------------------------------------------------------------------------
 
 
-def _keep(result: ServeCheck, cache: store.Store) -> None:
-    key = store.sha256_bytes(f"{result.url} {result.model}".encode())[:16]
-    documents.write(result, cache.folder("run", f"serve-check-{key}") / "serve-check.json")
-
-
 def _tried(result: ServeCheck) -> int:
     probes = sum(probe.status != "skipped" for probe in result.probes)
     return probes + sum(needle.outcome != "skipped" for needle in result.needles)
 
 
-def _place(trouble: Probe | Needle) -> str:
-    return trouble.name if isinstance(trouble, Probe) else f"{trouble.length:,} tokens, depth {trouble.depth:g} %"
-
-
 def render(result: ServeCheck) -> str:
     """A check as text."""
     takes = f", takes {result.max_model_len:,} tokens" if result.max_model_len else ""
-    lines = ["", f"{result.model} at {result.url}{takes}", ""]
+    lines = ["", f"{result.model} at {result.url}{takes}", f"  {_about(result)}"]
+    if result.flags:
+        lines.append(f"  seen        {', '.join(map(str, result.flags))}")
+    lines.append("")
     width = max(len(probe.name) for probe in result.probes)
-    for probe in result.probes:
-        detail = f": {probe.detail}" if probe.detail else ""
+    for probe in result.ordered:
+        said = f"not asked, because {probe.detail}" if probe.status == "skipped" else probe.detail
+        detail = f": {said}" if said else ""
         lines.append(f"  {MARKS[probe.status]:<4}  {probe.name:<{width}}  {probe.proves}{detail}")
         if probe.status != "passed" and probe.remedy:
             lines.append(f"        {'':<{width}}  {probe.remedy}")
+    wrong = [needle for needle in result.needles if needle.code]
+    for needle in wrong[:MOST_SHOWN]:
+        lines += ["", f"  FAIL  {needle.place}: {needle.detail}", f"        {needle.remedy}"]
+    if len(wrong) > MOST_SHOWN:
+        lines.append(f"        and {len(wrong) - MOST_SHOWN} more")
     if result.needles:
         lines += [
             "",
@@ -281,6 +347,13 @@ def render(result: ServeCheck) -> str:
     lines += [f"  not proven  {text}" for text in result.not_proven]
     lines.append(f"  verdict     {result.verdict}")
     return "\n".join(lines)
+
+
+def _about(result: ServeCheck) -> str:
+    """When, by what and what was checked, on one line."""
+    when = result.date[:16].replace("T", " ")
+    resumed = f"; {result.resumed} answers from an interrupted check" if result.resumed else ""
+    return f"{when} UTC, dca {result.tool}, engine {result.engine.words}{resumed}"
 
 
 def _speeds(result: ServeCheck) -> list[str]:

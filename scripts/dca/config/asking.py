@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from dca.config import folder, readers
 from dca.config.readers import Reader, Reading
 from dca.config.text import Json
-from dca.foundation import store
+from dca.foundation import store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter, Silent
 
@@ -49,23 +50,30 @@ def ask(asking: Asking, meant: Sequence[Reader], model: Path, before: Json, afte
     readings = [readers.absent(reader, place) for reader, place in places if isinstance(place, str)]
     if len(readings) == len(places):
         return tuple(readings)
+    here = [(reader, place) for reader, place in places if not isinstance(place, str)]
     with store.scratch(asking.cache.open().root) as scratch:
         both = (("before", before), ("after", after))
         folders = [_folder(scratch / name / model.absolute().name, model, file) for name, file in both]
-        for reader, place in places:
-            if isinstance(place, str):
-                continue
-            (asking.reporter or Silent()).stage("read", reader.title)
-            old, new = readers.ask(place, folders, scratch)
-            if old.loaded and not new.loaded:
+        (asking.reporter or Silent()).stage("read", ", ".join(reader.title for reader, _ in here))
+        with together.Tasks() as tasks:
+            answers = [tasks.start(functools.partial(readers.ask, place, folders, scratch)) for _, place in here]
+        for (reader, _), answer in zip(here, answers, strict=True):
+            old, new = answer.result
+            if worse(old, new):
                 raise DcaError(
                     "DCA-217",
                     f"{reader.title} loads {before.name} as it is, but not as edited; nothing was changed.",
-                    why=new.why,
+                    why=new.why or new.unread,
                     remedy="name the readers that will really read the folder with --for, or keep the file as it is.",
                 )
             readings.append(new)
     return tuple(readings)
+
+
+def worse(old: Reading, new: Reading) -> bool:
+    """Whether a reader no longer loads the edited file, or no longer creates its rotary embedding."""
+    # A machine that is too busy says nothing about the file.
+    return new.why != readers.TOO_LONG and ((old.loaded and not new.loaded) or (old.read and not new.read))
 
 
 def _folder(made: Path, model: Path, file: Json) -> Path:

@@ -30,8 +30,8 @@ class Row(Value):
 
 
 def table(readings: Sequence[Reading], config: dict[str, Any]) -> tuple[Row, ...]:
-    """The rows, for the readers that could read the folder."""
-    read = [reading for reading in readings if reading.read]
+    """The rows, for the readers that load the folder's config."""
+    read = [reading for reading in readings if reading.loaded]
     rows = []
     for name, cell in CELLS:
         cells = {reading.reader: cell(reading, config) for reading in read}

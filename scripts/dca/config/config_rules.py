@@ -34,7 +34,7 @@ OF_YARN = {
     "truncate",
     *STRUCTURAL,
 }
-FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow", THETA)
+FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow")
 # Two names of one type, which vLLM accepts side by side.
 SAME_TYPES = {("longrope", "su"), ("default", "mrope")}
 # Kinds of scaling with which vLLM multiplies the length.

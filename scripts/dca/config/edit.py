@@ -22,6 +22,8 @@ TYPES = ("rope_type", "type")
 # What set-yarn writes itself: YaRN with these keys alone was not trained.
 SIMPLE = {*TYPES, "factor", ORIGINAL, "attention_factor", "attn_factor"}
 FULL = "full_attention"
+# A model with it scales the positions of compressed keys alone.
+COMPRESSED = "compress_rope_theta"
 NEAREST = 100
 """The diagonals that vLLM takes before all others, those of the nearest keys."""
 
@@ -126,6 +128,12 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
         )
     for name in (SCALING, PARAMETERS):
         _check_scaling(source, found, name)
+    if COMPRESSED in found.text:
+        raise DcaError(
+            "DCA-208",
+            f"{source.name} has {COMPRESSED}: its scaling is that of compressed layers, with a base of their own.",
+            remedy="keep the file as it is.",
+        )
     base = _base(source, found)
     if not replace:
         _refuse_trained(source, trained(found.rotary[0], setting))

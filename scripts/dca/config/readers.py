@@ -29,6 +29,7 @@ MARK = "READ "
 READ_SECONDS = 300.0
 INSTALL_SECONDS = 900.0
 NO_WHEEL = "no wheel of it in dist/"
+TOO_LONG = "it took too long"
 Place = Literal["rope_scaling", "rope_parameters"]
 Length = Literal["original", "extended", "either"]
 
@@ -56,6 +57,10 @@ class Reader(Value):
     """The recipe whose environment it runs in; None when only the user can name one."""
     package: RequirementText | None = None
     """The package to install over that environment."""
+    without: tuple[Name, ...] = ()
+    """Packages that the lock leaves out, because the environment's own serve for reading a config."""
+    oldest: str = "3.10"
+    """The oldest Python that the package supports."""
     lock_date: Day = "2026-11-20"
     """The date as of which `make locks` resolves the package's dependencies."""
     get: str = ""
@@ -96,6 +101,7 @@ class Reading(Value):
         version: version of the package that ran; empty when it is not installed.
         installed: whether it ran.
         why: why it did not run, or its own message when it rejected the folder.
+        unread: why it loads the config, but reports no frequencies; empty otherwise.
         context: longest context it allows by default, in tokens.
         rows: rows of its rotary table; None without one.
         base: rope_theta.
@@ -119,6 +125,7 @@ class Reading(Value):
     version: str = ""
     installed: bool = False
     why: str = ""
+    unread: str = ""
     context: int | None = None
     rows: int | None = None
     base: float | None = None
@@ -220,7 +227,7 @@ def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Instal
     if python is None:
         return "not installed"
     if reader.package:
-        overlay = _overlay(reader, cache, python)
+        overlay = _overlay(reader, cache)
         return Installed(reader, python, (overlay,)) if overlay.is_dir() else "not installed"
     wheel = _wheel(reader, wheels)
     if wheel is None:
@@ -250,9 +257,12 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
             f"{reader.title} cannot be installed: its own Python code is missing, {NO_WHEEL}.",
             remedy=f"build its wheel with `dca wheel --recipe {reader.recipe}`, or name the wheel with --wheel.",
         )
-    own = machine.own_python()
-    lock = data.run_lock(reader.recipe, "lean")
-    python = environments.make(lock, own.path, own.version, Run(cache, reporter, log))
+    if reader.cost and isinstance(locate(reader, cache, wheels), str):
+        reporter.note(f"{reader.title}: {reader.cost}.")
+    own, run = machine.own_python(), Run(cache, reporter, log)
+    # torch without CUDA serves for what is read from the package index, and is the environment of a build too.
+    make = environments.make_without_cuda if reader.package else environments.make
+    python = make(_lock(reader), own.path, own.version, run)
     if reader.package:
         _make_overlay(reader, cache, python, reporter, log)
     place = locate(reader, cache, wheels)
@@ -260,20 +270,27 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     return place
 
 
+def _lock(reader: Reader) -> Path:
+    """The lock of the environment with torch that a reader is installed over."""
+    lock = data.build_lock if reader.package else data.run_lock
+    return lock(str(reader.recipe), "lean")
+
+
 def _base(reader: Reader, cache: store.Store) -> Path | None:
-    """The Python of the environment that a reader is installed over."""
+    """The Python of that environment; None when it was not made."""
     own = machine.own_python()
-    return environments.find(data.run_lock(str(reader.recipe), "lean"), own.path, own.version, cache)
+    find = environments.find_without_cuda if reader.package else environments.find
+    return find(_lock(reader), own.path, own.version, cache)
 
 
-def _overlay(reader: Reader, cache: store.Store, python: Path) -> Path:
-    lock = data.reader_lock(reader.name)
-    made_of = f"{store.sha256_file(lock) if lock.is_file() else ''} {python.parent.parent.name}"
+def _overlay(reader: Reader, cache: store.Store) -> Path:
+    lock, python = data.reader_lock(reader.name), machine.own_python().version
+    made_of = f"{store.sha256_file(lock) if lock.is_file() else ''} {python.rpartition('.')[0]}"
     return cache.folder("reader", f"{reader.name}-{store.sha256_bytes(made_of.encode())[:16]}")
 
 
 def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Reporter, log: Path) -> None:
-    lock, folder = data.reader_lock(reader.name), _overlay(reader, cache, python)
+    lock, folder = data.reader_lock(reader.name), _overlay(reader, cache)
     if not lock.is_file():
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
     with cache.lock(
@@ -310,6 +327,10 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                     output=done.tail,
                     remedy=f"see {log}; after a network error, run the command again.",
                 )
+            if reader.kind == "vllm":
+                # Compiled for another torch; reading a config needs none of them.
+                for module in part.glob("vllm/**/*.so"):
+                    module.unlink()
 
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
@@ -386,7 +407,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     version = next((str(answer["version"]) for answer in answers if "version" in answer), "")
     read = {answer["folder"]: answer for answer in answers if "folder" in answer}
     broken = next((str(answer["broken"]) for answer in answers if "broken" in answer), "")
-    ended = "it took too long" if done.timed_out else broken
+    ended = TOO_LONG if done.timed_out else broken
     silent = ended or (done.tail[-1] if done.tail else "it printed nothing")
     return [_reading(installed.reader, version, read.get(str(folder.absolute())), silent) for folder in folders]
 
@@ -411,6 +432,7 @@ def _reading(reader: Reader, version: str, answer: dict[str, Any] | None, silent
     if "error" in answer:
         return Reading(**about, why=_clean(str(answer["error"])))
     known = {name: value for name, value in answer.items() if name != "folder"}
+    known["unread"] = _clean(str(known.get("unread", "")))
     try:
         reading = Reading(**about, **known)
     except ValidationError as error:

@@ -36,6 +36,8 @@ class Engine(Value):
     """Model classes with dual chunk attention."""
     tool_parser: str
     own_sampling: bool
+    structured_output: bool
+    """Whether the engine that serves dual chunk attention enforces JSON schemas and named tools."""
 
     stock: bool = False
     """Whether it is vLLM as it is published, of no recipe of this project."""
@@ -121,6 +123,7 @@ def published(version: str) -> Engine:
         architectures=(),
         tool_parser="hermes",
         own_sampling=versions.order(version) >= OWN_SAMPLING,
+        structured_output=True,
         stock=True,
     )
 

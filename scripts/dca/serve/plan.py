@@ -235,6 +235,15 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
             "this engine does not read generation_config.json: send the model's own sampling with every request, or "
             "answers repeat themselves."
         )
+    if shape.dual_chunk and not subject.engine.structured_output:
+        others = [loaded.recipe.name for loaded in subject.known if _enforces(shape, loaded.recipe.name)]
+        remedy = (
+            f"validate answers in the client, or use --recipe {' or '.join(others)}" if others else "validate answers"
+        )
+        yield (
+            f"with dual chunk attention {subject.recipe.recipe.name} ignores response_format, guided_json and named "
+            f"tools without an error: {remedy}."
+        )
     known = cards.load()
     correction = subject.asked.correction_gib
     if correction and not shape.dual_chunk:
@@ -247,6 +256,12 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
         f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
+
+
+def _enforces(shape: Shape, recipe: str) -> bool:
+    """Whether a recipe serves a model's dual chunk attention and enforces schemas with it."""
+    engine = engines.of(recipe)
+    return engine.structured_output and bool(set(shape.architectures) & set(engine.architectures))
 
 
 def _weight_notes(subject: Subject) -> Iterator[str]:

@@ -156,13 +156,27 @@ def build_environment(plan: Plan, run: Run) -> Path:
     Raises:
         DcaError: DCA-401, DCA-402, DCA-403, DCA-407, DCA-409.
     """
-    lock = data.build_lock(plan.recipe, plan.profile)
-    if (python := find(lock, plan.python_path, plan.python, run.cache)) is not None:
-        return python
+    return make_without_cuda(data.build_lock(plan.recipe, plan.profile), plan.python_path, plan.python, run)
+
+
+def make_without_cuda(lock: Path, python_path: str, python: str, run: Run) -> Path:
+    """The Python of an environment with the packages of a build lock, in which torch computes on the CPU alone.
+
+    Of packages that only serve to run torch on a GPU it has some files; see `build_environment`.
+
+    Args:
+        lock: requirements with hashes.
+        python_path: the interpreter that it is created from.
+        python: its version.
+
+    Raises:
+        DcaError: those of `build_environment`.
+    """
+    if (kept := find(lock, python_path, python, run.cache)) is not None:
+        return kept
     if not lock.is_file():
         raise _no_lock(lock)
-    wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
-    return _make(wanted, run)
+    return _make(_Environment(lock, python_path, python, _packages(lock, python).partial), run)
 
 
 class BuildPackages(NamedTuple):
@@ -174,11 +188,14 @@ class BuildPackages(NamedTuple):
 
 def build_packages(plan: Plan) -> BuildPackages:
     """The packages of a plan's build environment, on this kind of machine."""
+    return _packages(data.build_lock(plan.recipe, plan.profile), plan.python)
+
+
+def _packages(lock: Path, python: str) -> BuildPackages:
     from dca.toolchain import lockfile
 
-    lock = data.build_lock(plan.recipe, plan.profile)
-    locked = {package.name: package for package in lockfile.packages(lock, plan.python)}
-    order = _order(plan.python)
+    locked = {package.name: package for package in lockfile.packages(lock, python)}
+    order = _order(python)
     partial = {
         name: wheel
         for wheel in catalogue.load(lock)
@@ -433,9 +450,15 @@ def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path 
 
 def find_build(plan: Plan, cache: store.Store) -> Path | None:
     """The Python of the build environment, whole or partial; None when it does not exist or is incomplete."""
-    lock = data.build_lock(plan.recipe, plan.profile)
-    whole = _Environment(lock, plan.python_path, plan.python)
-    return whole.find(cache) or dataclasses.replace(whole, partial=build_packages(plan).partial).find(cache)
+    return find_without_cuda(data.build_lock(plan.recipe, plan.profile), plan.python_path, plan.python, cache)
+
+
+def find_without_cuda(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:
+    """The Python of an environment that `make_without_cuda` has created; None when it does not exist."""
+    if not lock.is_file():
+        return None
+    whole = _Environment(lock, python_path, python)
+    return whole.find(cache) or dataclasses.replace(whole, partial=_packages(lock, python).partial).find(cache)
 
 
 def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:

@@ -19,10 +19,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dca import __version__
 from dca.foundation import documents
 from dca.foundation.events import Silent
 from dca.serve import check as engine
-from dca.serve.check import ServeCheck, client, haystack
+from dca.serve.check import ServeCheck, answers, client, haystack, transport
 from tests.serve.check.conftest import Check
 from tests.support import ROOT, wait_for
 from tests.support import scripted_server as scripted
@@ -315,7 +316,7 @@ def test_story_a9_an_empty_answer_with_finish_reason_length_is_the_server_refusi
     assert "dca serve plan" in refused["remedy"]
     assert (document["reached"], done.code) == (600, 1)
     assert done.err.startswith("DCA-162")
-    assert any("not sent, because 2,048 tokens were rejected" in one for one in document["not_proven"])
+    assert any("not asked, because 2,048 tokens were rejected" in one for one in document["not_proven"])
 
 
 def test_the_same_without_a_count_of_tokens(serve: Serve, check: Check) -> None:
@@ -355,7 +356,7 @@ BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
     "half an event": (scripted.half_an_event, "broken", "DCA-161", "not JSON"),
     "another shape": (scripted.another_shape, "broken", "DCA-161", "choices"),
     "a list": (scripted.not_an_object, "broken", "DCA-161", "violates the protocol"),
-    "a web page": (scripted.a_web_page, "cut", "DCA-161", "without a finish_reason"),
+    "a web page": (scripted.a_web_page, "broken", "DCA-161", "Welcome"),
     "an empty body": (scripted.nothing, "cut", "DCA-161", "without a finish_reason"),
     "no events": (scripted.no_choices, "cut", "DCA-161", "without a finish_reason"),
     "endless": (scripted.endless, "broken", "DCA-161", "ignores max_tokens"),
@@ -442,7 +443,7 @@ def flood(status: int, part: bytes) -> scripted.Trick:
 def test_an_answer_without_an_end_is_not_read_past_a_limit(
     serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, part: bytes
 ) -> None:
-    monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(transport, "MOST_BYTES", 1 << 20)
     document = check(serve(tricks={kind: flood(status, part)}).url, "--skip", "needles", "--json").told
     assert "more than 1 MiB" in next(probe["detail"] for probe in document["probes"] if probe["name"] == kind)
 
@@ -520,7 +521,7 @@ def test_a_check_without_any_prompt_fails_unless_its_cost_forbade_them(
 
 
 def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
-    card = client.Card(id="one", max_model_len=10**15)
+    card = answers.Card(id="one", max_model_len=10**15)
     wanted = engine._range(engine.Request(url=""), card)
     assert max(wanted.lengths) == engine.needles.LONGEST
 
@@ -553,7 +554,9 @@ def test_once_the_server_is_gone_nothing_more_is_sent(serve: Serve, check: Check
     document = check(place.url, "--json").told
     assert [probe["status"] for probe in document["probes"]] == ["passed"] * 4 + ["failed"] + ["skipped"] * 3
     assert document["needles"] == []
-    assert place.asked[-1].kind == "sampling"
+    assert place.asked[-2].kind == "sampling"
+    assert place.asked[-1].path == "/health"
+    assert any("long prompts: not asked" in one for one in document["not_proven"])
 
 
 def test_story_a6_a_server_that_dies_at_a_long_prompt_is_told_with_the_length_that_passed(
@@ -628,6 +631,7 @@ def test_story_c3_a_server_with_a_key_and_a_name_of_its_own_is_asked_as_its_clie
         "/v1/chat/completions",
         "/v1/completions",
         "/tokenize",
+        "/version",
     }
 
 
@@ -823,7 +827,10 @@ def test_text_page_and_pictures_tell_the_same(serve: Serve, check: Check, tmp_pa
     links.feed(text)
     assert (links.found, "script" in links.tags, "svg" in links.tags) == ([], False, True)
     assert "&lt;script&gt;" in text
-    assert "DCA-163" in text
+    order = [text.index(heading) for heading in ("DCA-163", "What was checked", "A fact in long prompts")]
+    assert order == sorted(order)
+    for fact in (f"dca {__version__}", "Date", place.url, "Engine", "a&lt;b&gt;&amp;c"):
+        assert fact in text
 
 
 def test_a_png_is_one_or_is_refused_before_anything_is_sent(serve: Serve, check: Check, tmp_path: Path) -> None:
@@ -875,6 +882,7 @@ def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
         (scripted.hang if len(asked.text) > 6000 else scripted.Handler.complete)(handler, asked)
 
     place = serve(tricks={"needle": second})
+    page, picture = tmp_path / "report.html", tmp_path / "heat.svg"
     process = subprocess.Popen(
         [
             sys.executable,
@@ -887,8 +895,12 @@ def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
             "1024,2048",
             "--depths",
             "50",
+            "--report",
+            str(page),
+            "--plot",
+            str(picture),
             "--cache-dir",
-            str(tmp_path),
+            str(tmp_path / "cache"),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
         text=True,
@@ -901,10 +913,77 @@ def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
     assert ("Interrupted." in err) == (number != signal.SIGKILL)
     assert "Traceback" not in out + err
-    (kept,) = tmp_path.glob("run/serve-check-*/*")
+    (kept,) = tmp_path.glob("cache/run/serve-check-*/*")
     result = documents.read(ServeCheck, kept)
     assert ([needle.outcome for needle in result.needles], result.reached) == (["found"], 1024)
-    assert "1 prompt: not sent, because the check was interrupted" in result.not_proven
+    assert "1 prompt: not asked, because the check was interrupted" in result.not_proven
+    assert result.interrupted
+    if number != signal.SIGKILL:
+        assert [str(file) in err for file in (kept, page, picture)] == [True] * 3
+        assert ("the check was interrupted" in page.read_text(), picture.read_text()[:4]) == (True, "<svg")
+
+
+def interrupt(handler: scripted.Handler, asked: Asked) -> None:
+    """Press Ctrl-C at the first longer prompt."""
+    if len(asked.text) > 6000:
+        os.kill(os.getpid(), signal.SIGINT)
+        handler.place.stopped.wait(5)
+    else:
+        handler.complete(asked)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Lets this process be interrupted again: dca ignores what comes after the first interruption."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def again() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    yield again
+    again()
+
+
+def test_an_interrupted_check_is_continued_with_the_same_server_model_and_seed(
+    serve: Serve, check: Check, ctrl_c: Callable[[], None]
+) -> None:
+    place = serve(tricks={"needle": interrupt})
+    words = (place.url, "--lengths", "1024,2048", "--depths", "0,50")
+    first = check(*words, "--json")
+    assert (first.code, first.told["interrupted"], first.told["reached"]) == (130, True, 1024)
+    ctrl_c()
+    place.tricks, sent = {}, len(place.needles())
+    other = check(*words, "--seed", "1", "--json")
+    assert (other.told["resumed"], len(place.needles())) == (0, sent + 4)
+    again = check(*words, "--json")
+    assert (again.code, again.told["interrupted"], again.told["resumed"]) == (0, False, 2)
+    assert [needle["outcome"] for needle in again.told["needles"]] == ["found"] * 4
+    assert len(place.needles()) == sent + 4 + 2
+    assert again.told["cost"]["prompt_tokens"] > first.told["cost"]["prompt_tokens"]
+    # What has ended is begun anew.
+    assert check(*words, "--json").told["resumed"] == 0
+
+
+def test_restart_and_another_model_length_or_version_continue_nothing(
+    serve: Serve, check: Check, ctrl_c: Callable[[], None]
+) -> None:
+    changes: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (("--restart",), {}),
+        (("--no-thinking",), {}),
+        ((), {"max_model_len": 8192}),
+        ((), {"pages": {"/version": '{"version": "2"}'}}),
+    ]
+    for words, change in changes:
+        ctrl_c()
+        place = serve(tricks={"needle": interrupt})
+        every = (place.url, "--lengths", "1024,2048", "--depths", "0", "--json")
+        assert check(*every).told["interrupted"]
+        place.tricks = {}
+        for name, value in change.items():
+            setattr(place, name, value)
+        assert (check(*every, *words).told["resumed"], words, change) == (0, words, change)
 
 
 # --- wrong usage -----------------------------------------------------------------------------------------------------
@@ -974,6 +1053,6 @@ def test_an_error_of_our_own_is_not_taken_for_the_servers(serve: Serve, monkeypa
     def wrong(*_: Any) -> Any:
         raise KeyError("ours")
 
-    monkeypatch.setattr(client, "_checked", wrong)
+    monkeypatch.setattr(client, "answer_of", wrong)
     with pytest.raises(KeyError, match="ours"):
         engine.check(engine.Request(url=serve().url), Silent())

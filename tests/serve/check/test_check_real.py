@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from dca.serve.check import probes
 from tests.serve.check.conftest import Check, Done, Real
 
 
@@ -15,8 +16,9 @@ def seen() -> dict[str, Done]:
 
 
 @pytest.fixture
-def whole(real: Real, check: Check, seen: dict[str, Done]) -> Done:
-    """Everything, once."""
+def whole(real: Real, check: Check, seen: dict[str, Done], monkeypatch: pytest.MonkeyPatch) -> Done:
+    """Everything, once; random weights use all the tokens that they may."""
+    monkeypatch.setattr(probes, "REASONING", 256)
     if "whole" not in seen:
         seen["whole"] = check(real.url, "--lengths", "600,1200", "--depths", "0,100", "--seed", "7", "--json")
     return seen["whole"]

@@ -104,11 +104,20 @@ def test_story_c4_a_tool_is_called_and_its_result_answered_by_a_scripted_server(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "field"), [((), "response_format"), (("--guided",), "guided_json")])
+@pytest.mark.parametrize(
+    ("words", "version", "field"),
+    [
+        ((), "0.32.0", "response_format"),
+        (("--guided",), "", "guided_json"),
+        (("--guided",), "0.10.2+dca5.cu124", "guided_json"),
+        (("--guided",), "0.32.0", "structured_outputs"),
+    ],
+)
 def test_story_c4_structured_output_is_read_back_from_a_scripted_server(
-    serve: Callable[..., Scripted], words: tuple[str, ...], field: str
+    serve: Callable[..., Scripted], words: tuple[str, ...], version: str, field: str
 ) -> None:
-    place = serve(script=lambda _asked: Reply(json.dumps(scripted.GOOD)))
+    pages = {"/version": json.dumps({"version": version})} if version else {}
+    place = serve(script=lambda _asked: Reply(json.dumps(scripted.GOOD)), pages=pages)
     done = run("structured_output", place.url, *words)
     assert (done.returncode, done.stdout) == (0, "Moby-Dick, 1851, a novel\n")
     assert [field in request.body for request in place.asked if request.body] == [True]

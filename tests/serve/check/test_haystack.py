@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dca.foundation.errors import DcaError
-from dca.serve.check import haystack, needles
+from dca.serve.check import figures, haystack, needles, thoughts
 from dca.serve.check.budget import Budget, limit_of
 from tests.support import examples
 from tests.support.scripted_server import count
@@ -60,6 +60,80 @@ def test_every_other_number_is_a_wrong_answer(seed: str) -> None:
     assert hay.judge(f"1{hay.number}")
     assert "repeats one character" in hay.judge("!" * 30)
     assert hay.judge("")
+
+
+SAID = (
+    "3896467",
+    "**3,896,467**",
+    "3'896'467",
+    "3\u2019896\u2019467",
+    "3' 896'467",
+    "3 896 467",
+    "3\u202f896\u202f467",
+    "3.896.467",
+    "3-896-467",
+    "38,96,467",
+    "389 6467",
+    "3 8 9 6 4 6 7",
+    "\uff13\uff18\uff19\uff16\uff14\uff16\uff17",
+    "\u0663\u0668\u0669\u0666\u0664\u0666\u0667",
+    "3{,}896{,}467",
+    "3\\,896\\,467",
+    "3&nbsp;896&nbsp;467",
+    "3896467.0",
+    "3,896,467.00",
+    "In record 42 it is 3896467.",
+    "The number is 3896467, not 1234567.",
+    "It is not 1234567 but 3896467.",
+    "No, it is 3896467.",
+    "If I am not mistaken, it is 3896467.",
+    "It is not only a number; it is 3896467.",
+)
+NOT_SAID = (
+    "the number is not 3896467",
+    "It isn't 3896467.",
+    "It isn\u2019t 3896467.",
+    "It is never 3896467",
+    "any number rather than 3896467",
+    "neither 1111111 nor 3896467",
+    "3896467 is not the number.",
+    "3896467 is wrong.",
+    "\u53f7\u7801\u4e0d\u662f3896467",
+    "13896467",
+    "38964670",
+    "3896467.5",
+    "0.3896467",
+    "3,896,467,000",
+    "13,896,467",
+    "389646",
+    "",
+)
+
+
+@pytest.mark.parametrize(("text", "is_said"), [(text, True) for text in SAID] + [(text, False) for text in NOT_SAID])
+def test_a_number_is_found_however_it_is_written_and_not_where_it_is_denied(text: str, is_said: bool) -> None:
+    assert figures.says(figures.plain(text), "3896467") == is_said
+    hay = haystack.Haystack("", "Aldmere", "3896467", ("1234567", "1111111"))
+    assert (hay.judge(text) == "") == is_said
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a</think>42", "42"),
+        ("a\n</think>\n\n42", "42"),
+        ("<think>it may be 42", ""),
+        ("[THINK]a[/THINK]42", "42"),
+        ("<seed:think>a</seed:think>42", "42"),
+        ("<|START_THINKING|>a<|END_THINKING|>42", "42"),
+        ("<|channel>thought\na<channel|>42", "42"),
+        ("<|channel|>analysis<|message|>a<|channel|>final<|message|>42", "42"),
+        ("<think>a</think><think>b</think>42", "42"),
+        ("42 <b>", "42 <b>"),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(text: str, answer: str) -> None:
+    assert thoughts.split(text) == (answer, text != answer)
 
 
 @pytest.mark.parametrize(("text", "is_one"), [("!!!!!!!!", True), ("!!!!", False), ("abababab", False), (" ", False)])

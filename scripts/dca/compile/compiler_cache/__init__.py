@@ -66,15 +66,22 @@ class Session:
         self._run = run
         self._tool: Tool | None = None
         self._off = ""
-        self._closed = self._retried = False
+        self._begun = self._closed = self._retried = False
         self._before = self._counts = Counts()
         self._switching = threading.Lock()
 
+    def attach(self, tool: Tool) -> None:
+        """Take a running cache, which is ended when it is switched off."""
+        self._tool = tool
+
     def begin(self, tool: Tool) -> None:
-        """Start compilers through a cache from now on."""
-        self._tool, self._before = tool, tool.counts()
-        self.folder = dataclasses.replace(self.folder, env={**self.folder.env, **tool.env})
-        write_scripts(self.folder.path, tool.scripts)
+        """Start compilers through a cache from now on, unless it was switched off meanwhile."""
+        with self._switching:
+            if self._off:
+                return
+            self._tool, self._begun, self._before = tool, True, tool.counts()
+            self.folder = dataclasses.replace(self.folder, env={**self.folder.env, **tool.env})
+            write_scripts(self.folder.path, tool.scripts)
 
     def switch_off(self, why: str) -> None:
         """Go on without the cache; may be called from any thread."""
@@ -84,13 +91,14 @@ class Session:
             self._off = why
             write_scripts(self.folder.path)
             if self._tool is not None:
-                self._counts = self._tool.counts().since(self._before)
+                if self._begun:
+                    self._counts = self._tool.counts().since(self._before)
                 self._tool.end()
         self._run.reporter.note(f"Compiling without {self._planned.name}: {why}")
 
     def failed(self, error: DcaError) -> bool:
         """Whether the cache itself failed, and not a compiler; the cache is then switched off."""
-        if self._planned is None or self._tool is None:
+        if self._planned is None or not self._begun:
             return False
         if self._off:
             # It was switched off while ninja ran: what failed then may have failed because of that.
@@ -156,11 +164,7 @@ def running(job: Job, folder: cmake.BuildFolder, run: Run) -> Iterator[Session]:
     with contextlib.ExitStack() as stack:
         if job.plan.compiler_cache is not None:
             try:
-                tool, remote = _started(job.plan.compiler_cache, job, session, stack, run)
-                session.begin(tool)
-                ended = threading.Event()
-                stack.callback(ended.set)
-                threading.Thread(target=session.watch, args=(*remote, ended), daemon=True).start()
+                session.begin(_started(job.plan.compiler_cache, job, session, stack, run))
             except Unusable as why:
                 session.switch_off(str(why))
             except DcaError as error:
@@ -172,10 +176,8 @@ def running(job: Job, folder: cmake.BuildFolder, run: Run) -> Iterator[Session]:
         session.close()
 
 
-def _started(
-    planned: PlannedCache, job: Job, session: Session, stack: contextlib.ExitStack, run: Run
-) -> tuple[Tool, tuple[str, str]]:
-    """The running cache, which has passed the probe, and the address and kind of its remote.
+def _started(planned: PlannedCache, job: Job, session: Session, stack: contextlib.ExitStack, run: Run) -> Tool:
+    """The running cache, which has passed the probe and is watched from before it on.
 
     Raises:
         Unusable: with the reason.
@@ -191,5 +193,11 @@ def _started(
     work = stack.enter_context(store.scratch(run.cache.open().root))
     places = Places(work=work, root=session.folder.path, job=job)
     tool: Tool = Ccache(planned, places, variables, run) if planned.path else Sccache(places, variables, stack, run)
+    session.attach(tool)
+    ended = threading.Event()
+    stack.callback(ended.set)
+    # A remote that falls silent during the probe would hold it up as long as any other compile.
+    kind = remote.kind if remote else ""
+    threading.Thread(target=session.watch, args=(address, kind, ended), daemon=True).start()
     admit(tool, planned, places, session.folder, run)
-    return tool, (address, remote.kind if remote else "")
+    return tool

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -25,6 +26,15 @@ from unittest import mock
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 # The first rows of a table show its factor; a complete table takes gigabytes.
 ROWS = 4
+FULL = "full_attention"
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+)
 
 
 def tell(**line: object) -> None:
@@ -39,30 +49,38 @@ def number(value: Any) -> Any:
     return str(value)
 
 
+def held(config: Any, name: str, usual: Any = None) -> Any:
+    """A value of a config; the usual one where it has none, or where its layers have one each."""
+    try:
+        value = getattr(config, name, usual)
+    except Exception:
+        return usual
+    return usual if value is None else value
+
+
 def shape(config: Any, common: dict[str, Any]) -> None:
     """Add layers and heads, under the names that all readers share, to the facts about a folder."""
-    heads = getattr(config, "num_attention_heads", None)
-    dim = getattr(config, "head_dim", None)
-    if dim is None and isinstance(heads, int) and heads:
-        dim = config.hidden_size // heads
+    numbers = {name: value for name in SIZES if isinstance(value := held(config, name), int)}
+    heads = numbers.get("num_attention_heads")
     common.update(
-        layers=number(getattr(config, "num_hidden_layers", None)),
-        heads=number(heads),
-        head_dim=number(dim),
-        kv_heads=number(getattr(config, "num_key_value_heads", None)),
-        sliding_window=number(getattr(config, "sliding_window", None)) if sliding(config) else None,
+        layers=numbers.get("num_hidden_layers"),
+        heads=heads,
+        head_dim=numbers.get("head_dim") or (numbers.get("hidden_size", 0) // heads if heads else None),
+        kv_heads=numbers.get("num_key_value_heads"),
+        sliding_window=numbers.get("sliding_window") if held(config, "use_sliding_window", True) else None,
     )
 
 
-def sliding(config: Any) -> bool:
-    """Whether a sliding window is in use."""
-    return bool(getattr(config, "use_sliding_window", True)) and getattr(config, "sliding_window", None) is not None
-
-
 def scaling(config: Any) -> dict[str, Any]:
-    """The scaling in this reader's config, under either of its names."""
+    """The scaling in this reader's config, under either name; that of full attention where layers differ."""
     values = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return dict(values) if isinstance(values, dict) else {}
+    parts = {name: part for name, part in dict(values).items() if isinstance(part, dict)}
+    return dict(parts.get(FULL) or next(iter(parts.values()), values)) if isinstance(values, dict) else {}
+
+
+def described(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}"
 
 
 def common_scaling(config: Any) -> dict[str, Any]:
@@ -84,30 +102,44 @@ def transformers_reader() -> tuple[str, Any]:
     import transformers
 
     def read(folder: str) -> dict[str, Any]:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        name = config.model_type
-        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-        owner = next(
-            value
-            for key, value in sorted(vars(module).items())
-            if key.endswith("RotaryEmbedding") and value.__module__ == module.__name__
-        )
-        rotary = owner(config=config)
-        parameters = getattr(config, "rope_parameters", None) or {}
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         facts: dict[str, Any] = {
-            "context": number(getattr(config, "max_position_embeddings", None)),
-            "base": number(parameters.get("rope_theta", getattr(config, "rope_theta", None))),
-            "attention_factor": number(getattr(rotary, "attention_scaling", 1.0)),
-            "inverse_frequencies": rotary.inv_freq.double().tolist(),
+            "context": number(getattr(text, "max_position_embeddings", None)),
+            "base": number(scaling(text).get("rope_theta", getattr(text, "rope_theta", None))),
             "rows": None,
             "dca": None,
             "knows_dca": False,
-            **common_scaling(config),
+            **common_scaling(text),
         }
-        shape(config, facts)
+        shape(text, facts)
+        try:
+            facts.update(own_rotary(text))
+        except Exception as error:
+            # Without torch, or for a class without a rotary embedding of its own, the config is read all the same.
+            facts["unread"] = described(error)
         return facts
 
     return transformers.__version__, read
+
+
+def own_rotary(text: Any) -> dict[str, Any]:
+    """The rotary embedding of a model's class, as it is created from the config alone."""
+    module = importlib.import_module(type(text).__module__.replace(".configuration_", ".modeling_"))
+    for name, owner in sorted(vars(module).items()):
+        if not name.endswith("RotaryEmbedding") or "Vision" in name or owner.__module__ != module.__name__:
+            continue
+        rotary = owner(config=text)
+        buffers = {key: value for key, value in vars(rotary).get("_buffers", {}).items() if key.endswith("inv_freq")}
+        # Layers of several types have one each.
+        kind = FULL if f"{FULL}_inv_freq" in buffers else next(iter(buffers), "").removesuffix("inv_freq").strip("_")
+        prefix = f"{kind}_" if kind else ""
+        frequencies = buffers[f"{prefix}inv_freq"]
+        return {
+            "attention_factor": number(getattr(rotary, f"{prefix}attention_scaling", 1.0)),
+            "inverse_frequencies": frequencies.double().tolist(),
+        }
+    raise ValueError(f"{module.__name__} has no rotary embedding")
 
 
 # --- vLLM --------------------------------------------------------------------------------------------------------
@@ -204,9 +236,9 @@ def layer_module(architectures: Any) -> Any:
     raise ValueError(f"this version serves none of {architectures}")
 
 
-def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def make_rotary(whole: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Create the model's first attention layer as vLLM does; the arguments and facts of its rotary embedding."""
-    module = layer_module(config.architectures)
+    module = layer_module(whole.architectures)
     # vLLM caches embeddings by their parameters and would not create an equal one again.
     kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
     if kept is not None:
@@ -270,22 +302,66 @@ def vllm_reader() -> tuple[str, Any]:
         config = configs.get_config(folder, trust_remote_code=False)
         text = configs.get_hf_text_config(config)
         dca = sparse_table(config, folder)
-        arguments, seen = make_rotary(text)
-        asked = arguments.get("dual_chunk_attention_config") or (dca if dca else None)
         facts: dict[str, Any] = {
-            "context": max_length(text),
-            "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
-            "rows": seen.get("rows"),
-            "attention_factor": seen["attention_factor"],
-            "inverse_frequencies": seen["inverse_frequencies"],
+            "context": max_length(folder, config, text),
+            "base": number(scaling(text).get("rope_theta", getattr(text, "rope_theta", None))),
             "knows_dca": has_backend(),
-            "dca": common_dca(asked) if asked else None,
+            "dca": common_dca(dca) if dca else None,
             **common_scaling(text),
         }
         shape(text, facts)
+        try:
+            facts.update(engine_rotary(config, text))
+        except Exception as error:
+            traceback.print_exc()
+            facts["unread"] = described(error)
         return facts
 
     return getattr(vllm, "__version__", "unknown"), read
+
+
+def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
+    """The rotary embedding as the model's first layer creates it, or, where that needs more, as `get_rope` does."""
+    try:
+        arguments, seen = make_rotary(config, text)
+    except Exception:
+        traceback.print_exc()
+        arguments, seen = direct_rotary(text)
+    asked = arguments.get("dual_chunk_attention_config")
+    facts = {
+        "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
+        "rows": seen.get("rows"),
+        "attention_factor": seen["attention_factor"],
+        "inverse_frequencies": seen["inverse_frequencies"],
+        **({"dca": common_dca(asked)} if asked else {}),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rotary embedding by vLLM's `get_rope`, with the arguments that its models give."""
+    package = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
+    vars(package).get("_ROPE_DICT", {}).clear()
+    own = scaling(text)
+    latent = held(text, "qk_rope_head_dim")
+    head = latent or held(text, "global_head_dim") or held(text, "head_dim")
+    head = head or text.hidden_size // text.num_attention_heads
+    if latent and own.get("rope_type", own.get("type")) == "yarn":
+        own["rope_type"] = "deepseek_yarn"
+    arguments: dict[str, Any] = {"head_size": head, "max_position": text.max_position_embeddings}
+    if "rope_parameters" in inspect.signature(package.get_rope).parameters:
+        arguments["rope_parameters"] = own or {"rope_theta": held(text, "rope_theta", 10000.0)}
+    else:
+        part = getattr(text, "partial_rotary_factor", 1.0) or 1.0
+        arguments.update(
+            base=getattr(text, "rope_theta", 10000.0), rotary_dim=int(head * part), rope_scaling=own or None
+        )
+    seen: dict[str, Any] = {}
+    with few_rows(seen):
+        rotary = package.get_rope(**arguments)
+    table = getattr(rotary, "cos_sin_cache", None)
+    seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
+    return arguments, seen
 
 
 def parameters(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -328,25 +404,25 @@ def common_dca(config: Any) -> dict[str, Any]:
     }
 
 
-def max_length(config: Any) -> int:
+def max_length(folder: str, config: Any, text: Any) -> int:
     """The length that vLLM derives when the user gives none."""
     owner = find("vllm.config", "ModelConfig")
+    if hasattr(owner, "get_model_arch_config"):
+        return today_length(owner, folder, config, text)
     if hasattr(owner, "get_and_verify_max_len"):
         # The method, if it exists, because plugins hook into it.
         model = types.SimpleNamespace(
             hf_config=config,
-            hf_text_config=config,
+            hf_text_config=text,
             runner_type="generate",
             disable_sliding_window=False,
             get_sliding_window=lambda: None,
             spec_target_max_model_len=None,
             encoder_config=None,
         )
-        if hasattr(owner, "get_model_arch_config"):
-            model.model_arch_config = owner.get_model_arch_config(model)
         return int(owner.get_and_verify_max_len(model, None))
     derive = find("vllm.config", "_get_and_verify_max_len")
-    known: dict[str, Any] = {"hf_config": config, "max_model_len": None, "disable_sliding_window": False}
+    known: dict[str, Any] = {"hf_config": text, "max_model_len": None, "disable_sliding_window": False}
     for name, parameter in inspect.signature(derive).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             known.setdefault(name, None)
@@ -354,14 +430,44 @@ def max_length(config: Any) -> int:
     return int(derive(**{name: value for name, value in known.items() if name in accepted}))
 
 
+def today_length(owner: Any, folder: str, config: Any, text: Any) -> int:
+    """The length by vLLM's own ModelConfig; by its parts for a model whose class needs compiled modules."""
+    registry = importlib.import_module("vllm.model_executor.models.registry")
+    # It would inspect the model's class in a process of its own, which takes as long as this one has taken to start.
+    with mock.patch.object(registry, "_run_in_subprocess", lambda inspected: inspected(), create=True):
+        try:
+            return int(owner(model=folder, skip_tokenizer_init=True, trust_remote_code=False).max_model_len)
+        except Exception:
+            traceback.print_exc()
+    convertors = importlib.import_module("vllm.transformers_utils.model_arch_config_convertor")
+    table = getattr(convertors, "MODEL_ARCH_CONFIG_CONVERTORS", {})
+    convertor = table.get(config.model_type, convertors.ModelArchConfigConvertorBase)
+    derive = find("vllm.config", "_get_and_verify_max_len")
+    return int(
+        derive(
+            hf_config=text,
+            model_arch_config=convertor(config, text).convert(),
+            tokenizer_config=None,
+            max_model_len=None,
+            disable_sliding_window=False,
+            sliding_window=None,
+        )
+    )
+
+
 def main() -> None:
     """Read every folder of the request."""
     sys.path[:0] = REQUEST["paths"]
+    try:
+        importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        # An environment for builds has some of its files, which would pass for the package.
+        sys.modules["triton"] = None  # type: ignore[assignment]
     os.environ.setdefault("VLLM_ATTENTION_BACKEND", "DUAL_CHUNK_FLASH_ATTN")
     try:
         version, read = {"transformers": transformers_reader, "vllm": vllm_reader}[REQUEST["kind"]]()
     except Exception as error:
-        tell(broken=f"{type(error).__name__}: {error}")
+        tell(broken=described(error))
         raise
     tell(version=version)
     for folder in REQUEST["folders"]:
@@ -369,7 +475,7 @@ def main() -> None:
             facts = read(folder)
         except Exception as error:
             traceback.print_exc()
-            facts = {"error": f"{type(error).__name__}: {error}"}
+            facts = {"error": described(error)}
         tell(folder=folder, **facts)
 
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any
 
+from dca import __version__
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.serve.check import needles, probes, troubles
+from dca.serve.check import identity, needles, probes, troubles
+from dca.serve.check.answers import Card
 from dca.serve.check.budget import Budget, Limit
-from dca.serve.check.client import Card, RequestFailed, Server, base_of, load
-from dca.serve.check.values import Cost, Needle, Probe, ServeCheck
+from dca.serve.check.client import Server, base_of
+from dca.serve.check.failed import RequestFailed
+from dca.serve.check.needles import Counter
+from dca.serve.check.transport import load
+from dca.serve.check.values import Cost, Engine, Flag, Needle, Probe, ServeCheck
 
-__all__ = ["DEPTHS", "Cost", "Limit", "Needle", "Probe", "Request", "ServeCheck", "check"]
+__all__ = ["DEPTHS", "Cost", "Engine", "Flag", "Keeper", "Limit", "Needle", "Probe", "Request", "ServeCheck", "check"]
 
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0
+WAIT = 600.0
+IDENTITY_SECONDS = 5.0
+ROOM_SHARE = 4
+"""With reasoning, a short answer may take up to this fraction of the server's maximum length."""
 LONGER = (
     "check longer prompts (--length) on a server that accepts them (--max-model-len), or omit them with --skip needles."
 )
@@ -38,6 +49,8 @@ class Request:
         needed: names of probes whose refusal is a failure.
         timeout: seconds for a short request.
         needle_timeout: seconds for a long prompt; None for a time-out that grows with its length.
+        wait: seconds to wait for a server that answers that it is loading.
+        no_thinking: whether to ask the model not to reason.
         limit: limit on the check's cost.
         seed: seed of the texts.
     """
@@ -52,6 +65,8 @@ class Request:
     needed: tuple[str, ...] = ()
     timeout: float = TIMEOUT
     needle_timeout: float | None = None
+    wait: float = WAIT
+    no_thinking: bool = False
     limit: Limit = field(default_factory=Limit)
     seed: int = 0
 
@@ -59,13 +74,26 @@ class Request:
 NEEDLES = "needles"
 
 
-def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None] = lambda _: None) -> ServeCheck:
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps what was seen, because a check may take hours, and be interrupted.
+
+    Args:
+        keep: called with the result so far after each request; it is `interrupted` until the check has ended.
+        earlier: the kept result of the same server, model and seed (as `ServeCheck` has them); None without one.
+    """
+
+    keep: Callable[[ServeCheck], None] = lambda _: None
+    earlier: Callable[[str, str, int], ServeCheck | None] = lambda *_: None
+
+
+def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> ServeCheck:
     """Check everything that a client of a long-context model relies on.
 
     Args:
         asked: what to check.
         reporter: reports each request.
-        keep: called with the result so far after each long prompt; these may take hours, and be interrupted.
+        keeper: keeps the result so far; None for nobody.
 
     Returns:
         The result, good or bad.
@@ -75,65 +103,135 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
             DCA-103 without the client library.
     """
     load()
-    server = Server(base_of(asked.url), key=asked.key, model=asked.model)
-    budget = Budget(asked.limit)
-    asking = probes.Asking(server, budget, asked.timeout)
+    keeper = keeper or Keeper()
+    server = Server(base_of(asked.url), key=asked.key, model=asked.model, no_thinking=asked.no_thinking)
+    # Waiting for a server that is loading costs time as well.
+    patience = min(asked.wait, asked.limit.seconds or math.inf)
+    asking = probes.Asking(server, Budget(asked.limit), asked.timeout, patience=patience, tell=reporter.note)
     names = [name for name in probes.PROBES if name not in asked.skipped]
     reporter.stage("requests", f"{server.shown}: {len(names) + 1} short requests")
-    first, card = _models(server, budget, asked)
-    probed = [first, *probes.run(asking, tuple(names), asked.needed, reporter)]
-    grid = _range(asked, card)
-    seen: list[Needle] = []
-    counter = None
-    if NEEDLES not in asked.skipped and not any(probe.code == troubles.UNREACHABLE for probe in probed):
+    first, card, cards = _models(asking, asked)
+    deadline = asking.budget.deadline(min(asked.timeout, IDENTITY_SECONDS))
+    asking.engine = identity.of(server, card, deadline)
+    asking.room = max(1, min(probes.REASONING, (card.max_model_len or needles.LONGEST) // ROOM_SHARE))
+    seen = _Seen(asked, card, asking, _range(asked, card), identity.flags(server, asking.engine, cards, deadline))
+    seen.take_over(keeper)
+    seen.add(first, keeper)
+    for probe in probes.run(asking, tuple(names), asked.needed, reporter):
+        seen.add(probe, keeper)
+    if NEEDLES not in asked.skipped and not seen.gone:
+        grid = seen.grid
         total = sum(grid.lengths) * len(grid.depths)
         reporter.stage(
             "needles",
             f"{len(grid.lengths)} lengths up to {max(grid.lengths):,} tokens at {len(grid.depths)} depths: about "
-            f"{total:,} tokens" + (f", limited by --max-cost {asked.limit.words}" if asked.limit.words else ""),
+            f"{total:,} tokens"
+            + (f", {len(grid.known)} answered before the interruption" if grid.known else "")
+            + (f", limited by --max-cost {asked.limit.words}" if asked.limit.words else ""),
         )
-        counter = needles.calibrate(asking, grid)
+        seen.counter = needles.calibrate(asking, grid)
+        for needle in needles.run(asking, grid, seen.counter, reporter):
+            seen.add(needle, keeper)
+        if all(needle.detail == needles.TOO_SHORT for needle in seen.needles):
+            # All prompts are too short for the facts, so none was sent and nothing is proven.
+            seen.needles[0] = seen.needles[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
+    return seen.result(interrupted=False)
 
-    def so_far() -> ServeCheck:
+
+@dataclass
+class _Seen:
+    """What was seen so far.
+
+    Args:
+        asked: what to check.
+        card: the server's description of the model.
+        asking: the requests.
+        grid: the long prompts.
+        flags: what shows of the server's settings without an answer.
+    """
+
+    asked: Request
+    card: Card
+    asking: probes.Asking
+    grid: needles.Range
+    flags: tuple[Flag, ...]
+    probes: list[Probe] = field(default_factory=list)
+    needles: list[Needle] = field(default_factory=list)
+    counter: Counter | None = None
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def gone(self) -> str:
+        """Why nothing more can be asked; empty if the server answers."""
+        return next((why for probe in self.probes if (why := probes.end_of(probe))), "")
+
+    def add(self, part: Probe | Needle, keeper: Keeper) -> None:
+        """Add one request, and keep the result."""
+        if isinstance(part, Probe):
+            self.probes.append(part)
+        else:
+            self.needles.append(part)
+        keeper.keep(self.result(interrupted=True))
+
+    def take_over(self, keeper: Keeper) -> None:
+        """Take the answers of an interrupted check of the same server, with the same settings."""
+        new = self.result(interrupted=True)
+        old = keeper.earlier(new.url, new.model, new.seed)
+        same = ("url", "model", "seed", "engine", "max_model_len", "no_thinking")
+        if old is None or not old.interrupted or any(getattr(old, name) != getattr(new, name) for name in same):
+            return
+        known = tuple(needle for needle in old.needles if needle.outcome in ("found", "lost"))
+        known = tuple(one for one in known if one.length in self.grid.lengths and one.depth in self.grid.depths)
+        if known:
+            self.grid = replace(self.grid, known=known)
+            self.asking.budget.take_over(old.cost)
+            self.asking.reasons = old.reasons
+
+    def result(self, *, interrupted: bool) -> ServeCheck:
+        """The result so far."""
+        asked, card, counter, server = self.asked, self.card, self.counter, self.asking.server
+        # Until they are taken up, the earlier answers are kept as well: this run may be interrupted too.
+        known = tuple(needle for needle in self.grid.known if needle not in self.needles) if interrupted else ()
+        needed = counter is not None or known
         result = ServeCheck(
+            date=self.date,
+            tool=__version__,
             url=server.shown,
+            engine=self.asking.engine,
             model=server.hide(server.model),
+            flags=(*self.flags, *self.asking.seen.values()),
             max_model_len=card.max_model_len,
             seed=asked.seed,
-            probes=tuple(probed),
-            needles=tuple(seen),
-            lengths=grid.lengths if counter else (),
-            depths=grid.depths if counter else (),
-            reached=_reached(seen, grid),
+            no_thinking=asked.no_thinking,
+            reasons=self.asking.reasons,
+            interrupted=interrupted,
+            resumed=sum(needle in self.grid.known for needle in self.needles),
+            probes=tuple(self.probes),
+            needles=(*self.needles, *known),
+            lengths=self.grid.lengths if needed else (),
+            depths=self.grid.depths if needed else (),
+            reached=_reached(self.needles, self.grid),
             chars_per_token=round(counter.ratio, 4) if counter else None,
-            cost=budget.cost,
+            cost=self.asking.budget.cost,
         )
         doubted = counter.doubted if counter else ""
-        open_to = _not_proven(result, asked, card, doubted)
-        return result.model_copy(update={"verdict": _verdict(result), "not_proven": open_to})
-
-    if counter:
-        for needle in needles.run(asking, grid, counter, reporter):
-            seen.append(needle)
-            keep(so_far())
-        if seen and all(needle.detail == needles.TOO_SHORT for needle in seen):
-            # All prompts are too short for the facts, so none was sent and nothing is proven.
-            seen[0] = seen[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
-    return so_far()
+        open_to = _not_proven(result, asked, card, doubted, self.gone)
+        return result.model_copy(update={"verdict": _verdict(result, self.gone), "not_proven": open_to})
 
 
-def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card]:
+def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Card]]:
     """Request /v1/models, and choose the model to check.
 
     Raises:
-        DcaError: DCA-160, DCA-201.
+        DcaError: DCA-160, DCA-161, DCA-201.
     """
+    server, budget = asking.server, asking.budget
     proves = "the server lists its models"
     if why := budget.forbids(0, 0):
         raise DcaError("DCA-201", f"no request is possible: {why}.", remedy="allow more with --max-cost.")
     budget.send(0, 0)
     try:
-        cards = server.cards(budget.deadline(asked.timeout))
+        cards = asking.patiently(lambda: server.cards(budget.deadline(asked.timeout)))
     except RequestFailed as failed:
         budget.receive(None, None)
         trouble = troubles.explain(failed)
@@ -141,7 +239,7 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
             raise DcaError(
                 "DCA-160",
                 f"{server.shown} cannot be checked: {trouble.detail}.",
-                remedy=trouble.remedy if failed.kind == "denied" else START,
+                remedy=START if failed.kind == "gone" else trouble.remedy,
             ) from None
         if not asked.model:
             raise DcaError(
@@ -159,22 +257,21 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
             seconds=round(failed.seconds, 3),
             deadline=asked.timeout,
         )
-        return probe, Card(id=asked.model)
+        return probe, Card(id=asked.model), []
     budget.receive(None, None)
     about: dict[str, Any] = {
         "name": probes.MODELS,
         "proves": proves,
-        "seconds": round(budget.seconds, 3),
+        "seconds": round(max(0.0, budget.seconds - asking.waited), 3),
         "deadline": asked.timeout,
     }
     if not cards and asked.model:
-        return Probe(**about, status="failed", code="DCA-161", detail="the list is empty", remedy=troubles.LOG), Card(
-            id=asked.model
-        )
+        failed_probe = Probe(**about, status="failed", code="DCA-161", detail="the list is empty", remedy=troubles.LOG)
+        return failed_probe, Card(id=asked.model), []
     card = _chosen(cards, asked.model, server.hide)
     server.model = card.id
     maximum = f", at most {card.max_model_len:,} tokens" if card.max_model_len else ""
-    return Probe(**about, status="passed", detail=f"{server.hide(card.id)}{maximum}"), card
+    return Probe(**about, status="passed", detail=f"{server.hide(card.id)}{maximum}"), card, cards
 
 
 def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
@@ -191,7 +288,8 @@ def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
         )
     # Adapters that an engine loads in addition to its model report no length.
     whole = [card for card in cards if card.max_model_len] or cards
-    if len(whole) != 1:
+    # A model that is served under several names has a card for each.
+    if not whole or len(identity.names_of(whole[0].id, whole)) != len(whole):
         raise DcaError(
             "DCA-201",
             f"the server has {len(cards)} models.",
@@ -218,12 +316,14 @@ def _reached(seen: list[Needle], grid: needles.Range) -> int:
     return reached
 
 
-def _verdict(result: ServeCheck) -> str:
+def _verdict(result: ServeCheck, gone: str) -> str:
     wrong = [probe for probe in result.probes if probe.code]
     words = []
     if wrong:
         names = ", ".join(probe.name for probe in wrong)
         words.append(f"{len(wrong)} of {len(result.probes)} short requests failed ({names})")
+    if gone:
+        words.append(f"{gone}, and nothing more was asked")
     # The first failure of each kind: a lost fact and a rejected prompt have different causes.
     troubled = {needle.outcome: needle for needle in reversed(result.needles) if needle.code}
     first = sorted(troubled.values(), key=result.needles.index)
@@ -238,10 +338,14 @@ def _verdict(result: ServeCheck) -> str:
         )
     elif not wrong:
         words.append("every short request was answered")
+    if open_to := [probe.name for probe in result.probes if probe.status == "undecided"]:
+        words.append(f"{', '.join(open_to)}: undecided")
+    if result.interrupted:
+        words.append("the check was interrupted")
     return "; ".join(words) + "."
 
 
-def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str) -> tuple[str, ...]:
+def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str, gone: str) -> tuple[str, ...]:
     """What the check leaves open, in words.
 
     Args:
@@ -249,23 +353,29 @@ def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str) ->
         asked: what to check.
         card: the server's description of the model.
         doubted: an impossible token count of the server's, in words; empty when there was none.
+        gone: why nothing more could be asked; empty if the server answers.
     """
     remains = [
         f"{probe.name}: rejected by the server ({probe.detail})" for probe in result.probes if probe.status == "refused"
     ]
+    remains += [f"{probe.name}: undecided ({probe.detail})" for probe in result.probes if probe.status == "undecided"]
     remains += [
-        f"{probe.name}: not sent, because {probe.detail}" for probe in result.probes if probe.status == "skipped"
+        f"{probe.name}: not asked, because {probe.detail}" for probe in result.probes if probe.status == "skipped"
     ]
     remains += [f"{name}: omitted by --skip" for name in asked.skipped]
+    if gone and NEEDLES not in asked.skipped:
+        remains.append(f"long prompts: not asked, because {gone}")
+    if result.no_thinking and result.reasons:
+        remains.append("--no-thinking: the model reasons all the same; its chat template has no such switch")
     if missing := len(result.lengths) * len(result.depths) - len(result.needles):
-        remains.append(f"{_prompts(missing)}: not sent, because the check was interrupted")
+        remains.append(f"{_prompts(missing)}: not asked, because the check was interrupted")
     skipped: dict[str, list[Needle]] = {}
     for needle in result.needles:
         if needle.outcome == "skipped":
             skipped.setdefault(needle.detail, []).append(needle)
     for why, prompts in skipped.items():
         longest = max(needle.length for needle in prompts)
-        remains.append(f"{_prompts(len(prompts))}, the longest of {longest:,} tokens: not sent, because {why}")
+        remains.append(f"{_prompts(len(prompts))}, the longest of {longest:,} tokens: not asked, because {why}")
     if doubted:
         remains.append(f"the server's token count of {doubted}: impossible, and therefore ignored")
     if result.needles and not any(needle.counted == "usage" for needle in result.needles):

@@ -81,6 +81,13 @@ class Budget:
     seconds: float = 0.0
     _sent: tuple[int, int, float] = field(default=(0, 0, 0.0), repr=False)
 
+    def take_over(self, cost: Cost) -> None:
+        """Add the cost of an interrupted check that this one continues."""
+        self.requests += cost.requests
+        self.prompt_tokens += cost.prompt_tokens
+        self.answer_tokens += cost.answer_tokens
+        self.seconds += cost.seconds
+
     def forbids(self, prompt: int, answer: int) -> str:
         """Why a request must not be sent; empty when it may be sent.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from dca.serve.check import figures
 
 # Plain words, which every tokenizer splits into about the same number of tokens.
 PEOPLE = (
@@ -95,18 +96,17 @@ class Haystack:
             answer: the model's answer.
             hide: removes credentials from the text to show.
         """
-        # 1,234,567 and 1 234 567 are the number 1234567.
-        plain = re.sub(r"(?<=\d)[,._\u202f\u00a0 ](?=\d)", "", answer)
-        numbers = re.findall(r"\d+", plain)
-        right = self.number in numbers
+        text = figures.plain(answer)
+        right = figures.says(text, self.number)
         # An answer with every town's number has not found the right one.
-        if wrong := next((number for number in numbers if number in self.others), None):
+        if wrong := next((number for number in self.others if figures.says(text, number)), None):
             return f"it has another town's number, {wrong}, {'beside' if right else 'instead of'} {self.number}"
         if right:
             return ""
         if monotonous(answer):
             return f"the answer repeats one character: {hide(answer).strip()[:20]!r}"
-        return f"the answer does not contain {self.number}: {' '.join(hide(answer).split())[:80]!r}"
+        how = "denies" if self.number in text else "does not contain"
+        return f"the answer {how} {self.number}: {' '.join(hide(answer).split())[:80]!r}"
 
 
 def monotonous(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from pathlib import Path
 
 from dca.config.plot import filled
@@ -9,17 +11,21 @@ from dca.foundation.documents import Value
 from dca.serve.check.values import Needle, Outcome, ServeCheck
 
 TEMPLATE = Path(__file__).with_name("heat.svg")
-CELL, HEIGHT, LEFT, TOP = 96, 44, 76, 64
+# Five depths are as wide as a telephone.
+CELL, HEIGHT, LEFT, LINE = 58, 40, 66, 16
+NARROW = LEFT + 5 * CELL + 2
+LETTERS = 50
+"""Letters of a line that a narrow picture has room for."""
 # Each cell also names its outcome, so that the picture does not depend on colour alone.
 COLOURS: dict[Outcome, str] = {
     "found": "#2e7d32",
     "lost": "#c62828",
     "refused": "#6a1b9a",
-    "hung": "#ef6c00",
+    "hung": "#a84300",
     "cut": "#ad1457",
-    "broken": "#4e342e",
-    "gone": "#212121",
-    "skipped": "#9e9e9e",
+    "broken": "#6d4c41",
+    "gone": "#455a64",
+    "skipped": "#616161",
 }
 
 
@@ -44,27 +50,37 @@ class Cell(Value):
 
 
 def svg(result: ServeCheck) -> str:
-    """The picture: lengths from left to right, depths downwards."""
+    """The picture: depths from left to right, lengths downwards."""
+    title = [
+        *textwrap.wrap(f"{result.model} at {result.url}", LETTERS),
+        *textwrap.wrap(f"{result.date[:10]}, dca {result.tool}, engine {result.engine.words}", LETTERS),
+        *textwrap.wrap("across: depth of the fact; down: prompt length; in a cell: time to the first token", LETTERS),
+    ]
+    top = LINE * len(title) + 32
+    bottom = top + HEIGHT * len(result.lengths)
     cells = [
-        _cell(needle, LEFT + column * CELL, TOP + row * HEIGHT)
-        for column, length in enumerate(result.lengths)
-        for row, depth in enumerate(result.depths)
+        _cell(needle, LEFT + column * CELL, top + row * HEIGHT)
+        for row, length in enumerate(result.lengths)
+        for column, depth in enumerate(result.depths)
         if (needle := result.at(length, depth)) is not None
     ]
     used = [outcome for outcome in COLOURS if any(cell.word == outcome for cell in cells)]
     return filled(
         TEMPLATE,
-        result=result,
+        title=title,
         cells=cells,
         cell=CELL,
         tall=HEIGHT,
         left=LEFT,
-        top=TOP,
-        width=max(LEFT + CELL * len(result.lengths) + 16, 640),
-        height=TOP + HEIGHT * len(result.depths) + 72,
-        lengths=[(LEFT + column * CELL + CELL // 2, tokens(length)) for column, length in enumerate(result.lengths)],
-        depths=[(TOP + row * HEIGHT + HEIGHT // 2 + 4, f"{depth:g} %") for row, depth in enumerate(result.depths)],
-        legend=[(LEFT + 84 * number, COLOURS[outcome], outcome) for number, outcome in enumerate(used)],
+        top=top,
+        width=max(LEFT + CELL * len(result.depths) + 2, NARROW),
+        height=bottom + 24 + 20 * math.ceil(len(used) / 4),
+        lengths=[(top + row * HEIGHT + HEIGHT // 2 + 4, tokens(length)) for row, length in enumerate(result.lengths)],
+        depths=[(LEFT + column * CELL + CELL // 2, f"{depth:g} %") for column, depth in enumerate(result.depths)],
+        legend=[
+            (8 + 86 * (number % 4), bottom + 26 + 20 * (number // 4), COLOURS[outcome], outcome)
+            for number, outcome in enumerate(used)
+        ],
     )
 
 

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dca.config import models
 from dca.foundation.events import Reporter
+from dca.serve import gpu_memory
 from dca.serve.check import haystack, troubles
-from dca.serve.check.client import Answer, RequestFailed
-from dca.serve.check.haystack import Haystack
-from dca.serve.check.probes import Asking
+from dca.serve.check.answers import Answer
+from dca.serve.check.client import Server
+from dca.serve.check.failed import LOADING, RequestFailed
+from dca.serve.check.haystack import Haystack, monotonous
+from dca.serve.check.probes import SECONDS_A_TOKEN, Asking
 from dca.serve.check.values import Needle, Outcome
 
 ANSWER_TOKENS = 64
+"""Tokens for an answer without reasoning."""
+REASONING_SHARE = 4
+"""With reasoning, an answer may take up to this fraction of the whole length."""
 CHARS_PER_TOKEN = 4.0
 """Characters per token of plain English, for servers that report no count."""
 LEAST, MOST = 0.5, 16.0
@@ -33,6 +40,8 @@ SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
 TOO_SHORT = "too short for the facts and the question"
 END = ("gone", "hung")
 """After these outcomes the server is gone, or still busy with an abandoned prompt."""
+SUSPECT = ("gone", "broken", "cut")
+"""After these outcomes the engine may have ended."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,27 @@ class Range:
         depths: depths of the fact, in percent.
         timeout: time-out of a prompt in seconds; None for 60 s plus `SLOWEST` per token.
         seed: seed of the texts.
+        known: prompts that an interrupted run of the same check has answers to.
     """
 
     lengths: tuple[int, ...]
     depths: tuple[float, ...]
     timeout: float | None
     seed: int
+    known: tuple[Needle, ...] = ()
+
+    def answered(self, length: int, depth: float) -> Needle | None:
+        """The earlier answer to a prompt."""
+        return next((one for one in self.known if (one.length, one.depth) == (length, depth)), None)
+
+    def deadline(self, length: int, answer: int) -> float:
+        """Seconds for a prompt.
+
+        Args:
+            length: prompt and answer together, in tokens.
+            answer: tokens for the answer.
+        """
+        return self.timeout or 60 + SLOWEST * length + SECONDS_A_TOKEN * (answer - ANSWER_TOKENS)
 
 
 def lengths_to(limit: int) -> tuple[int, ...]:
@@ -181,6 +205,12 @@ def run(asking: Asking, asked: Range, counter: Counter, reporter: Reporter) -> I
     for length in asked.lengths:
         refused = ""
         for depth in asked.depths:
+            if (known := asked.answered(length, depth)) is not None:
+                if known.counted == "usage":
+                    counter.learn(known.characters, known.tokens, counter.overhead)
+                done += length
+                yield known
+                continue
             if why or refused:
                 yield Needle(length=length, depth=depth, outcome="skipped", detail=why or refused)
                 continue
@@ -215,8 +245,25 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
         length: prompt and answer together, in tokens.
         depth: depth of the fact, in percent.
     """
+    known = asking.reasons
+    needle = _asked(asking, asked, counter, length, depth)
+    if needle.outcome == "lost" and asking.reasons and not known:
+        # This answer is the first that shows that the model reasons; its tokens were too few for that.
+        return _asked(asking, asked, counter, length, depth)
+    return needle
+
+
+def _answer_tokens(asking: Asking, length: int) -> int:
+    if not asking.reasons:
+        return ANSWER_TOKENS
+    return max(ANSWER_TOKENS, min(asking.room, length // REASONING_SHARE))
+
+
+def _asked(asking: Asking, asked: Range, counter: Counter, length: int, depth: float) -> Needle:
+    """Send one prompt, once."""
     server, budget = asking.server, asking.budget
-    characters = counter.characters(length - ANSWER_TOKENS)
+    allowed = _answer_tokens(asking, length)
+    characters = counter.characters(length - allowed)
     if characters < haystack.shortest():
         return Needle(length=length, depth=depth, outcome="skipped", detail=TOO_SHORT)
     hay = haystack.build(characters, depth, f"{asked.seed} {length} {depth:g}")
@@ -229,45 +276,85 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
         "counted": "estimate",
     }
     most = counter.most(len(hay.text))
-    if why := budget.forbids(most, ANSWER_TOKENS):
+    if why := budget.forbids(most, allowed):
         return Needle(**about, outcome="skipped", detail=why)
-    timeout = asked.timeout or 60 + SLOWEST * length
+    timeout = asked.deadline(length, allowed)
     deadline = budget.deadline(timeout)
-    budget.send(most, ANSWER_TOKENS)
+
+    def send() -> Answer:
+        budget.send(most, allowed)
+        try:
+            return server.stream(hay.text, deadline, max_tokens=allowed, temperature=0)
+        except RequestFailed as failed:
+            nothing = 0 if failed.kind in ("refused", "denied") or failed.status == LOADING else None
+            budget.receive(nothing, nothing)
+            raise
+
     try:
-        answer = server.stream(hay.text, deadline, max_tokens=ANSWER_TOKENS, temperature=0)
+        answer = asking.patiently(send)
     except RequestFailed as failed:
-        nothing = 0 if failed.kind in ("refused", "denied") else None
-        budget.receive(nothing, nothing)
         if failed.kind == "hung" and deadline < timeout:
             # The time left of --max-cost has ended the request before the server missed its deadline.
-            return Needle(
-                **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
-            )
-        return _failed(about, failed, deadline)
+            words = f"--max-cost {budget.limit.words} ended it"
+            return Needle(**about, outcome="skipped", detail=words, seconds=deadline)
+        return _failed(about, failed, deadline, server)
+    asking.loaded = True
+    asking.learn(answer)
     counted = answer.prompt_tokens
     budget.receive(_spent(counted, len(hay.text)), answer.answer_tokens)
     if counted and counter.learn(len(hay.text), counted, counter.overhead):
         about |= {"tokens": counted, "counted": "usage"}
     if answer.ignored:
-        return _failed(about, RequestFailed("ignored", "an empty answer", seconds=answer.seconds), deadline)
+        ignored = RequestFailed("ignored", "an empty answer", seconds=answer.seconds)
+        return _failed(about, ignored, deadline, server)
     return _answered(about, hay, answer, deadline)
 
 
-def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Needle:
-    code, detail, remedy = troubles.explain(failed, long=True)
+def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float, server: Server) -> Needle:
+    trouble, outcome = troubles.explain(failed, long=True), troubles.OUTCOMES[failed.kind]
+    if outcome in SUSPECT and server.state() == "ended":
+        trouble, outcome = troubles.ended(trouble, "ended", long=True), "gone"
     return Needle.model_validate(
         {
             **about,
-            "outcome": troubles.OUTCOMES[failed.kind],
-            "code": code,
-            "detail": detail,
-            "remedy": remedy,
+            "outcome": outcome,
+            "code": trouble.code,
+            "detail": trouble.detail,
+            "remedy": trouble.remedy,
             "deadline": deadline,
             "first_token": failed.first_token,
             "seconds": round(failed.seconds, 3),
         }
     )
+
+
+def _remedy(tokens: int, answer: Answer) -> str:
+    """What to do about a fact that was not found, by what can have lost it."""
+    if answer.thought and answer.is_cut:
+        return "the answer's tokens went into reasoning, which shows no fault: turn it off with --no-thinking."
+    if answer.is_cut and answer.text and not monotonous(answer.text):
+        return "the answer was cut; if it is reasoning, turn that off with --no-thinking. " + _fault(tokens)
+    return _fault(tokens)
+
+
+def _fault(tokens: int) -> str:
+    if tokens <= _ordinary():
+        return (
+            f"up to {_ordinary():,} tokens dual chunk attention and its sparse kernels take no part: check the model's "
+            "weights, quantization and chat template, `dca config check DIR`, and whether the model can do this at all."
+        )
+    return (
+        "beyond one chunk, a wrong sparse table, RoPE or kernel has this effect: prove the wheel with `dca smoke`, "
+        "and check the model's folder with `dca config check`."
+    )
+
+
+def _ordinary() -> int:
+    """The longest prompt in tokens that every known model answers with ordinary attention."""
+    chunks = [
+        known.dual_chunk.chunk_size - known.dual_chunk.local_size for known in models.load_all() if known.dual_chunk
+    ]
+    return min(gpu_memory.THRESHOLD, *chunks)
 
 
 def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float) -> Needle:
@@ -277,10 +364,7 @@ def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: fl
     if wrong and not answer.text:
         detail = "the whole answer is reasoning" if answer.thought else "the answer is empty"
     if wrong:
-        remedy = (
-            "beyond one chunk, a wrong sparse table, RoPE or kernel has this effect: prove the wheel with `dca smoke`, "
-            "and check the model's folder with `dca config check`."
-        )
+        remedy = _remedy(about["tokens"], answer)
     speed, tokens = None, answer.answer_tokens or answer.pieces
     if answer.first_token is not None and answer.last_token is not None and tokens > 1:
         span = answer.last_token - answer.first_token

@@ -6,17 +6,20 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from dca.foundation.events import Reporter
-from dca.serve.check import troubles
+from dca.serve.check import figures, identity, troubles
+from dca.serve.check.answers import Answer
 from dca.serve.check.budget import Budget
-from dca.serve.check.client import Answer, RequestFailed, Server
+from dca.serve.check.client import Server
+from dca.serve.check.failed import LOADING, RequestFailed
 from dca.serve.check.haystack import monotonous
-from dca.serve.check.values import Probe, Status
+from dca.serve.check.values import Engine, Flag, Probe, Status
 
 READY = "Reply with the single word: ready"
 COUNT = "One, two, three, four, five,"
@@ -38,9 +41,15 @@ TOOL = {
 BOOK = "Name a book that you know: its title, the year in which it appeared, and whether it is a novel."
 # The sampling that the models' cards recommend; the fields in extra_body are not OpenAI's.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.05}}
-TOOL_FLAGS = "start the server with --enable-auto-tool-choice --tool-call-parser hermes (or the model's own parser)."
 OVERHEAD = 512
 """Maximum tokens that a chat template with a tool adds."""
+REASONING = 2048
+"""Tokens for an answer with reasoning before it."""
+SECONDS_A_TOKEN = 0.1
+"""Further seconds for each of these tokens."""
+POLL_SECONDS, LONGEST_POLL = 2.0, 10.0
+"""Pauses between requests to a server that is loading."""
+T = TypeVar("T")
 
 
 class Book(BaseModel):
@@ -51,6 +60,16 @@ class Book(BaseModel):
     title: str
     year: int = Field(ge=-3000, le=3000)
     novel: bool
+
+
+class Call(BaseModel):
+    """The arguments of the tool."""
+
+    city: str
+
+
+CUT = "the answer is too long for its limit, so it decides nothing."
+NOT_ENFORCED = "the server accepts the field but does not enforce it"
 
 
 class ProbeEnded(Exception):  # noqa: N818 - a result, which every caller takes
@@ -76,13 +95,31 @@ class Asking:
         server: the server.
         budget: the budget.
         timeout: seconds for one request.
+        engine: what serves the model.
+        patience: seconds left to wait for a server that says that it is loading.
+        tell: called with words while it waits.
+        room: tokens for an answer with reasoning.
         counted: characters and tokens of the first chat prompt; None when the server does not report the tokens.
+        reasons: whether an answer contained reasoning.
+        rambles: whether more tokens made an answer only longer.
+        loaded: whether the server has generated anything.
+        waited: seconds of waiting for a server that was loading.
+        seen: flags of the server that show in its answers, by name.
     """
 
     server: Server
     budget: Budget
     timeout: float
+    engine: Engine = field(default_factory=Engine)
+    patience: float = 0.0
+    tell: Callable[[str], None] = field(default=lambda _: None)
+    room: int = REASONING
     counted: tuple[int, int] | None = None
+    reasons: bool = False
+    rambles: bool = False
+    loaded: bool = False
+    waited: float = 0.0
+    seen: dict[str, Flag] = field(default_factory=dict)
 
     def __call__(self, ask: Callable[..., Answer], text: str, tokens: int, **more: Any) -> Answer:
         """Send one request.
@@ -95,46 +132,116 @@ class Asking:
         most = len(text.encode()) + OVERHEAD
         if why := self.budget.forbids(most, tokens):
             raise ProbeEnded("skipped", "", why)
-        deadline = self.budget.deadline(self.timeout)
-        self.budget.send(most, tokens)
-        try:
-            answer = ask(text, deadline, max_tokens=tokens, **more)
-        except RequestFailed as failed:
-            # A rejected request costs nothing.
-            nothing = 0 if failed.kind in ("refused", "denied") else None
-            self.budget.receive(nothing, nothing)
-            if failed.kind == "hung" and deadline < self.timeout:
-                # The time left of --max-cost has ended the request before the server missed its deadline.
-                raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
-            raise
+        answer = self.patiently(lambda: self._send(ask, text, tokens, most, more))
         self.budget.receive(answer.prompt_tokens, answer.answer_tokens)
+        self.loaded = True
+        self.learn(answer)
         if answer.ignored:
             raise RequestFailed("ignored", "an empty answer")
         return answer
 
+    def settled(
+        self, ask: Callable[..., Answer], text: str, tokens: int, right: Callable[[Answer], bool], **more: Any
+    ) -> Answer:
+        """Send one request, and again with room for reasoning if its answer was cut before it was right.
+
+        Raises:
+            RequestFailed: any kind.
+            ProbeEnded: when it would cost too much.
+        """
+        if self.reasons:
+            tokens = max(tokens, self.room)
+        answer = self(ask, text, tokens, **more)
+        if not answer.is_cut or right(answer) or tokens >= self.room or self.rambles:
+            return answer
+        try:
+            longer = self(ask, text, self.room, **more)
+        except RequestFailed as failed:
+            if failed.kind in ("gone", "broken"):
+                raise
+            # Too long for the server: the first answer stands, as it does below for the budget.
+            return answer
+        except ProbeEnded:
+            return answer
+        self.rambles = longer.is_cut and not longer.thought
+        return longer
+
+    def learn(self, answer: Answer) -> None:
+        """Remember what an answer shows of the model and of the server's flags."""
+        self.reasons = self.reasons or answer.thought
+        if answer.apart and self.engine.name == identity.VLLM:
+            self.show(Flag(name="--reasoning-parser", seen="reasoning has a field of its own"))
+
+    def show(self, flag: Flag) -> None:
+        """Remember a flag that the server has."""
+        self.seen.setdefault(flag.name, flag)
+
+    def patiently(self, send: Callable[[], T]) -> T:
+        """Send a request, and again while the server says that it is loading (HTTP 503).
+
+        Raises:
+            RequestFailed: any kind; `loading` when the patience has ended.
+        """
+        while True:
+            started = time.monotonic()
+            try:
+                return send()
+            except RequestFailed as failed:
+                if failed.status != LOADING or self.loaded:
+                    raise
+                if self.patience <= 0:
+                    words = f"{failed.words}, after {self.waited:.0f} s" if self.waited else failed.words
+                    raise RequestFailed("loading", words, status=LOADING) from None
+                pause = min(failed.retry_after or POLL_SECONDS, LONGEST_POLL, self.patience)
+            self.tell(f"waiting for the server, which is loading: {self.waited:.0f} s")
+            time.sleep(pause)
+            spent = time.monotonic() - started
+            self.waited += spent
+            self.patience -= spent
+
+    def _send(self, ask: Callable[..., Answer], text: str, tokens: int, most: int, more: dict[str, Any]) -> Answer:
+        timeout = self.timeout + (SECONDS_A_TOKEN * tokens if tokens >= self.room else 0)
+        deadline = self.budget.deadline(timeout)
+        self.budget.send(most, tokens)
+        try:
+            return ask(text, deadline, max_tokens=tokens, **more)
+        except RequestFailed as failed:
+            # A rejected request costs nothing.
+            nothing = 0 if failed.kind in ("refused", "denied") or failed.status == LOADING else None
+            self.budget.receive(nothing, nothing)
+            if failed.kind == "hung" and deadline < timeout:
+                # The time left of --max-cost has ended the request before the server missed its deadline.
+                raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
+            raise
+
+
+def _some(answer: Answer) -> bool:
+    """Whether an answer has text beside reasoning."""
+    return bool(answer.text)
+
 
 def _chat(asking: Asking) -> str:
-    answer = asking(asking.server.chat, READY, 16, temperature=0)
-    _whole(answer)
+    answer = asking.settled(asking.server.chat, READY, 16, _some, temperature=0)
+    _whole(answer, asking)
     if answer.prompt_tokens:
         asking.counted = (len(READY), answer.prompt_tokens)
     return f"{answer.answer_tokens} tokens" if answer.answer_tokens else "the server reports no token count (no usage)"
 
 
 def _completion(asking: Asking) -> str:
-    _whole(asking(asking.server.complete, COUNT, 16, temperature=0))
+    _whole(asking(asking.server.complete, COUNT, 16, temperature=0), asking)
     return "without a chat template, chat models ramble here: use /v1/chat/completions for them"
 
 
 def _stream(asking: Asking) -> str:
-    answer = asking(asking.server.stream, READY + ", then count to ten", 32, temperature=0)
-    _whole(answer)
+    answer = asking.settled(asking.server.stream, READY + ", then count to ten", 32, _some, temperature=0)
+    _whole(answer, asking)
     return f"{answer.pieces} pieces, the first after {answer.first_token or 0:.2f} s"
 
 
 def _sampling(asking: Asking) -> str:
     try:
-        _whole(asking(asking.server.chat, READY, 16, **SAMPLING))
+        _whole(asking.settled(asking.server.chat, READY, 16, _some, **SAMPLING), asking)
     except RequestFailed as failed:
         if failed.kind == "refused":
             raise ProbeEnded(
@@ -156,12 +263,16 @@ def _sampling(asking: Asking) -> str:
     return "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05"
 
 
+def _sum(answer: Answer) -> bool:
+    """Whether an answer is the sum. It may repeat the question's numbers; any other number is a second result."""
+    numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", figures.plain(answer.text))}
+    return SUM_ANSWER in numbers and not numbers - {SUM_ANSWER, *SUMMANDS}
+
+
 def _sense(asking: Asking) -> str:
-    answer = asking(asking.server.chat, SUM, 16, temperature=0)
-    _whole(answer)
-    # The answer may repeat the question's numbers; any other number is a second result.
-    numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
-    if SUM_ANSWER not in numbers or numbers - {SUM_ANSWER, *SUMMANDS}:
+    answer = asking.settled(asking.server.chat, SUM, 16, _sum, temperature=0)
+    _whole(answer, asking)
+    if not _sum(answer):
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
@@ -171,67 +282,144 @@ def _sense(asking: Asking) -> str:
     return f"17 + 25 is {SUM_ANSWER}"
 
 
+def _decided(answer: Answer, asking: Asking) -> None:
+    """Stop at an answer that was cut while the model reasoned.
+
+    Raises:
+        ProbeEnded: for such an answer.
+    """
+    if answer.is_cut and answer.thought and not answer.text and not answer.calls:
+        raise ProbeEnded("undecided", "", f"{_cut(answer)} while the model was reasoning", _less(asking))
+
+
+def _cut(answer: Answer) -> str:
+    count = f"after {answer.answer_tokens:,} tokens, " if answer.answer_tokens else ""
+    return f"the answer was cut at its limit, {count}".rstrip(", ")
+
+
+def _less(asking: Asking) -> str:
+    if asking.server.no_thinking:
+        return "the model reasons in spite of --no-thinking: turn reasoning off in the server, or check another model."
+    return "turn reasoning off with --no-thinking, if the model's chat template can."
+
+
 def _tools(asking: Asking) -> str:
     refused = ""
     try:
-        answer = asking(asking.server.chat, WEATHER, 128, temperature=0, tools=[TOOL], tool_choice="auto")
+        answer = asking.settled(
+            asking.server.chat, WEATHER, 128, _is_call, temperature=0, tools=[TOOL], tool_choice="auto"
+        )
     except RequestFailed as failed:
         if failed.kind != "refused":
             raise
         refused = failed.words
         try:
             named = {"type": "function", "function": {"name": "get_weather"}}
-            answer = asking(asking.server.chat, WEATHER, 128, temperature=0, tools=[TOOL], tool_choice=named)
+            answer = asking.settled(
+                asking.server.chat, WEATHER, 128, _is_call, temperature=0, tools=[TOOL], tool_choice=named
+            )
         except RequestFailed as again:
             if again.kind != "refused":
                 raise
-            raise ProbeEnded("refused", "", refused, TOOL_FLAGS) from None
-    _right_call(answer)
+            remedy = identity.tools_remedy(asking.engine, accepted=False)
+            raise ProbeEnded("refused", "", refused, remedy) from None
+    if not refused and asking.engine.name == identity.VLLM:
+        # vLLM rejects `auto` without both of its flags.
+        asking.show(Flag(name="--enable-auto-tool-choice", seen="tool_choice auto was accepted"))
+        asking.show(Flag(name="--tool-call-parser", seen="tool_choice auto was accepted"))
+    _decided(answer, asking)
+    remedy = identity.tools_remedy(asking.engine, accepted=not refused)
+    _right_call(answer, remedy)
     if refused:
-        raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", TOOL_FLAGS)
+        raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", remedy)
     return "the model itself chose to call it"
 
 
-def _right_call(answer: Answer) -> None:
+def _is_call(answer: Answer) -> bool:
+    """Whether an answer calls the tool with its argument."""
+    if not answer.calls:
+        return False
+    name, arguments = answer.calls[0]
+    try:
+        call = json.loads(arguments)
+    except ValueError:
+        return False
+    return name == "get_weather" and isinstance(call, dict) and isinstance(call.get("city"), str)
+
+
+def _right_call(answer: Answer, remedy: str) -> None:
+    if _is_call(answer):
+        return
     if not answer.calls:
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
             f"the model answered {answer.shown(answer.text)} instead of a call",
-            f"if the text contains the call, {TOOL_FLAGS}",
+            f"if the text contains the call: {remedy}",
         )
     name, arguments = answer.calls[0]
-    try:
-        call = json.loads(arguments)
-    except ValueError:
-        call = None
-    if name != "get_weather" or not isinstance(call, dict) or not isinstance(call.get("city"), str):
-        raise ProbeEnded(
-            "failed",
-            troubles.MODEL,
-            f"the call is {answer.shown(name)} with {answer.shown(arguments)}",
-            "check the server's --tool-call-parser, and the chat template.",
-        )
+    shown = f"{answer.shown(name)} with {answer.shown(arguments)}"
+    if answer.is_cut and name == "get_weather" and _begins(arguments, Call):
+        raise ProbeEnded("undecided", "", f"{_cut(answer)} within the call: {shown}", CUT)
+    raise ProbeEnded("failed", troubles.MODEL, f"the call is {shown}", remedy)
 
 
 def _structured(asking: Asking) -> str:
     schema = Book.model_json_schema()
     named = {"type": "json_schema", "json_schema": {"name": "book", "strict": True, "schema": schema}}
-    how = "response_format"
-    try:
-        answer = asking(asking.server.chat, BOOK, 128, temperature=0, response_format=named)
-    except RequestFailed as failed:
-        if failed.kind != "refused":
-            raise
-        how = "guided_json"
+    forms: dict[str, dict[str, Any]] = {
+        identity.RESPONSE_FORMAT: {"response_format": named},
+        identity.STRUCTURED: {"extra_body": {identity.STRUCTURED: {"json": schema}}},
+        identity.GUIDED: {"extra_body": {identity.GUIDED: schema}},
+    }
+    refused, remedy = "", identity.structured_remedy(asking.engine)
+    wrong: ProbeEnded | None = None
+    for how in identity.structured_fields(asking.engine):
         try:
-            answer = asking(asking.server.chat, BOOK, 128, temperature=0, extra_body={"guided_json": schema})
-        except RequestFailed as again:
-            if again.kind != "refused":
+            answer = asking.settled(asking.server.chat, BOOK, 128, _is_book, temperature=0, **forms[how])
+        except RequestFailed as failed:
+            if failed.kind != "refused":
                 raise
-            raise ProbeEnded(
-                "refused", "", failed.words, "start the server with a --guided-decoding-backend."
-            ) from None
+            refused = failed.words
+            continue
+        if _is_book(answer):
+            return f"the answer follows the schema, with {how}"
+        _decided(answer, asking)
+        wrong = _no_book(answer, how, remedy)
+        if how != identity.GUIDED:
+            raise wrong
+        # A version of the server that no longer knows this field ignores it without an error.
+    raise wrong or ProbeEnded("refused", "", refused, remedy)
+
+
+def _no_book(answer: Answer, how: str, remedy: str) -> ProbeEnded:
+    if answer.is_cut and _begins(answer.text, Book):
+        words = f"{_cut(answer)}; so far it follows the schema, with {how}: {answer.shown(answer.text)}"
+        return ProbeEnded("undecided", "", words, CUT)
+    return ProbeEnded("failed", troubles.MODEL, _violation(answer), f"{NOT_ENFORCED}: {remedy}")
+
+
+def _is_book(answer: Answer) -> bool:
+    """Whether an answer follows the schema."""
+    try:
+        Book.model_validate_json(answer.text)
+    except ValueError:
+        return False
+    return True
+
+
+def _begins(text: str, kind: type[BaseModel]) -> bool:
+    """Whether a text is the beginning of JSON that follows a schema."""
+    try:
+        kind.model_validate(from_json(text.strip(), allow_partial="trailing-strings"))
+    except ValidationError as error:
+        return all(one["type"] == "missing" for one in error.errors())
+    except ValueError:
+        return False
+    return True
+
+
+def _violation(answer: Answer) -> str:
     try:
         Book.model_validate_json(answer.text)
     except ValidationError as error:
@@ -241,22 +429,16 @@ def _structured(asking: Asking) -> str:
         wrong = f"{place}: {first['msg'].lower()}"
     except ValueError:
         wrong = "it is not valid text"
-    else:
-        return f"the answer follows the schema, with {how}"
-    raise ProbeEnded(
-        "failed",
-        troubles.MODEL,
-        f"the answer violates the schema ({wrong}): {answer.shown(answer.text)}",
-        "the server accepts the field but does not enforce it: start it with another --guided-decoding-backend.",
-    )
+    return f"the answer violates the schema ({wrong}): {answer.shown(answer.text)}"
 
 
-def _whole(answer: Answer) -> None:
+def _whole(answer: Answer, asking: Asking) -> None:
     """Reject an empty or broken answer.
 
     Raises:
         ProbeEnded: for such an answer.
     """
+    _decided(answer, asking)
     if answer.thought and not answer.text:
         raise ProbeEnded(
             "failed",
@@ -288,7 +470,7 @@ MODELS = "models"
 
 
 def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporter: Reporter) -> Iterator[Probe]:
-    """Run probes in order; once the server is gone, the rest is skipped.
+    """Run probes in order; once the server is gone, the rest is not asked.
 
     Args:
         asking: sends their requests.
@@ -303,16 +485,24 @@ def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporte
             yield Probe(name=name, proves=PROBES[name][0], status="skipped", detail=gone)
             continue
         probe = _probe(asking, name)
-        if probe.status == "refused" and name in needed:
+        if probe.status in ("refused", "undecided") and name in needed:
             probe = probe.model_copy(update={"status": "failed", "code": troubles.PROTOCOL})
-        if probe.code == troubles.UNREACHABLE:
-            gone = f"the server was gone after `{name}`"
+        gone = end_of(probe)
         yield probe
+
+
+def end_of(probe: Probe) -> str:
+    """Why nothing can be asked after a probe; empty if the server still answers."""
+    if probe.after == "hangs":
+        return f"the server hangs since `{probe.name}`"
+    if probe.after == "ended":
+        return f"`{probe.name}` ended the engine"
+    return f"the server was gone after `{probe.name}`" if probe.code == troubles.UNREACHABLE else ""
 
 
 def _probe(asking: Asking, name: str) -> Probe:
     proves, ask = PROBES[name]
-    started = time.monotonic()
+    started, waited = time.monotonic(), asking.waited
     result: dict[str, Any] = {"status": "passed"}
     try:
         result["detail"] = ask(asking)
@@ -321,5 +511,9 @@ def _probe(asking: Asking, name: str) -> Probe:
     except RequestFailed as failed:
         code, detail, remedy = troubles.explain(failed)
         result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
-    seconds = round(time.monotonic() - started, 3)
+    seconds = round(time.monotonic() - started - (asking.waited - waited), 3)
+    wrong = result.get("code")
+    if wrong in (troubles.UNREACHABLE, troubles.PROTOCOL) and (state := asking.server.state()) != "answers":
+        trouble = troubles.ended(troubles.Explanation(wrong, result["detail"], result["remedy"]), state)
+        result |= {"code": trouble.code, "detail": trouble.detail, "remedy": trouble.remedy, "after": state}
     return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from dca.serve.check.client import RequestFailed
+from dca.serve.check.failed import RequestFailed
 from dca.serve.check.values import Outcome, Trouble
 
 UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-160", "DCA-161", "DCA-162", "DCA-163"
@@ -23,6 +24,9 @@ BY_STATUS = {
 
 OUTCOMES: dict[Trouble, Outcome] = {
     "gone": "gone",
+    "untrusted": "gone",
+    "loading": "gone",
+    "redirected": "broken",
     "denied": "refused",
     "refused": "refused",
     "broken": "broken",
@@ -42,6 +46,73 @@ class Explanation(NamedTuple):
     remedy: str
 
 
+def _untrusted(words: str) -> Explanation:
+    if "certificate" not in words:
+        return Explanation(
+            UNREACHABLE,
+            f"no secure connection (TLS): {words}",
+            "if the server speaks plain HTTP, write its URL with http://; which authorities are trusted is set by "
+            "SSL_CERT_FILE.",
+        )
+    if "mismatch" in words or "not valid for" in words:
+        return Explanation(
+            UNREACHABLE,
+            f"no secure connection (TLS): {words}",
+            "write the URL with a name that the server's certificate was made for; SSL_CERT_FILE does not change that.",
+        )
+    return Explanation(
+        UNREACHABLE,
+        f"no secure connection (TLS): {words}",
+        "export SSL_CERT_FILE=FILE, a file (PEM) with the authority that signed the server's certificate, or with the "
+        "certificate itself if it is self-signed; an expired one must be renewed.",
+    )
+
+
+# Failures before the server itself was reached.
+REACHING: dict[Trouble, Callable[[str], Explanation]] = {
+    "untrusted": _untrusted,
+    "loading": lambda words: Explanation(
+        UNREACHABLE, f"the server is still loading: {words}", f"wait longer with --wait SECONDS. {LOG}"
+    ),
+    "redirected": lambda words: Explanation(
+        UNREACHABLE,
+        f"the server redirects to another one, which was not asked: {words}",
+        "check that server by its own URL, if you trust it with the key and the prompts.",
+    ),
+}
+
+
+def _refused(words: str, *, long: bool) -> Explanation:
+    if "chat_template_kwargs" in words:
+        return Explanation(
+            PROTOCOL,
+            f"the server rejects --no-thinking: {words}",
+            "omit --no-thinking, and turn reasoning off in the server, if it has an option for that.",
+        )
+    if long:
+        return Explanation(
+            PROMPT,
+            f"the server rejects the prompt: {words}",
+            f"start the server with a greater --max-model-len, or check a shorter --length. {PLAN}",
+        )
+    return Explanation(PROTOCOL, f"the server rejects the request: {words}", LOG)
+
+
+def ended(trouble: Explanation, state: str, *, long: bool = False) -> Explanation:
+    """The explanation of a request after which the server no longer answers.
+
+    Args:
+        trouble: what the request itself came to.
+        state: `ended` or `hangs`.
+        long: whether its prompt was long.
+    """
+    if state == "hangs":
+        return Explanation(UNREACHABLE, f"the server hangs since this request: {trouble.detail}", trouble.remedy)
+    what = "prompt" if long else "request"
+    remedy = trouble.remedy if LOG in trouble.remedy else f"{LOG} {trouble.remedy}"
+    return Explanation(UNREACHABLE, f"this {what} ended the engine: {trouble.detail}", remedy)
+
+
 def explain(failed: RequestFailed, *, long: bool = False) -> Explanation:
     """A failed request in words.
 
@@ -50,8 +121,11 @@ def explain(failed: RequestFailed, *, long: bool = False) -> Explanation:
         long: whether its prompt was long, which has its own causes of failure.
     """
     words = failed.words
+    if failed.kind in REACHING:
+        return REACHING[failed.kind](words)
     if failed.status in BY_STATUS:
-        return Explanation(PROTOCOL, f"the request does not get through: {words}", BY_STATUS[failed.status])
+        asked = "" if failed.retry_after is None else f" (Retry-After: {failed.retry_after:,.0f} s)"
+        return Explanation(PROTOCOL, f"the request does not get through: {words}{asked}", BY_STATUS[failed.status])
     if failed.kind == "gone":
         why = "A long prompt that ran out of GPU memory ends the engine. " + PLAN if long else "Is it still running?"
         return Explanation(UNREACHABLE, f"the server does not answer: {words}", f"{LOG} {why}")
@@ -62,13 +136,7 @@ def explain(failed: RequestFailed, *, long: bool = False) -> Explanation:
             "set a variable to the key that the server was started with (--api-key), and name it with --api-key-env.",
         )
     if failed.kind == "refused":
-        if long:
-            return Explanation(
-                PROMPT,
-                f"the server rejects the prompt: {words}",
-                f"start the server with a greater --max-model-len, or check a shorter --length. {PLAN}",
-            )
-        return Explanation(PROTOCOL, f"the server rejects the request: {words}", LOG)
+        return _refused(words, long=long)
     if failed.kind == "ignored":
         return Explanation(
             PROMPT,

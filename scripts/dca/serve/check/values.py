@@ -6,13 +6,30 @@ from typing import ClassVar, Literal
 
 from dca.foundation.documents import Document, Value
 
-Trouble = Literal["gone", "denied", "refused", "broken", "malformed", "cut", "hung", "ignored", "endless"]
-"""How a request can fail: connection refused or lost; 401 or 403; another 4xx; a 5xx, or an error in the stream; an
-answer that violates the protocol; a stream without a finish_reason; the deadline; an empty answer with finish_reason
-"length", by which an engine says that it ignored the prompt; an answer that goes on far past what was asked for."""
+Trouble = Literal[
+    "gone",
+    "untrusted",
+    "loading",
+    "redirected",
+    "denied",
+    "refused",
+    "broken",
+    "malformed",
+    "cut",
+    "hung",
+    "ignored",
+    "endless",
+]
+"""How a request can fail: connection refused or lost; TLS; 503 until the patience ended; a redirection to another
+server; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer that violates the protocol; a stream
+without a finish_reason; the deadline; an empty answer with finish_reason "length", by which an engine says that it
+ignored the prompt; an answer that goes on far past what was asked for."""
 
-Status = Literal["passed", "failed", "refused", "skipped"]
+Status = Literal["passed", "failed", "refused", "undecided", "skipped"]
+ORDER: tuple[Status, ...] = ("failed", "undecided", "refused", "skipped", "passed")
+"""In which order they are shown."""
 Outcome = Literal["found", "lost", "refused", "hung", "cut", "broken", "gone", "skipped"]
+After = Literal["answers", "hangs", "ended"]
 Counted = Literal["usage", "estimate"]
 
 
@@ -23,12 +40,13 @@ class Probe(Value):
         name: its name for `--skip` and `--need`.
         proves: what it proves when it passes.
         status: `refused` means that the server says it does not offer the feature; this fails the check only for a
-            feature that `--need` names.
+            feature that `--need` names. `undecided` means that the answer was cut before it showed anything.
         code: error code; empty when nothing is wrong.
         detail: what was observed, in one sentence.
         remedy: what to do about it.
         seconds: how long it took.
         deadline: its deadline in seconds.
+        after: whether the server answered afterwards, hung, or had ended.
     """
 
     name: str
@@ -39,6 +57,12 @@ class Probe(Value):
     remedy: str = ""
     seconds: float = 0.0
     deadline: float = 0.0
+    after: After = "answers"
+
+    @property
+    def place(self) -> str:
+        """Its name."""
+        return self.name
 
 
 class Needle(Value):
@@ -77,6 +101,11 @@ class Needle(Value):
     seconds: float = 0.0
     deadline: float = 0.0
 
+    @property
+    def place(self) -> str:
+        """Its length and depth, for people."""
+        return f"{self.length:,} tokens, depth {self.depth:g} %"
+
 
 class Cost(Value):
     """The cost of a check.
@@ -98,14 +127,58 @@ class Cost(Value):
     limit: str = ""
 
 
+class Engine(Value):
+    """What serves the model, as far as the server says.
+
+    Args:
+        name: `owned_by` of the model's card; empty if the server does not say.
+        version: version of /version; empty if the server does not say.
+        recipe: the recipe with this base version; empty if none has it.
+    """
+
+    name: str = ""
+    version: str = ""
+    recipe: str = ""
+
+    @property
+    def words(self) -> str:
+        """Name and version for people."""
+        return " ".join(filter(None, (self.name, self.version))) or "unknown"
+
+
+class Flag(Value):
+    """A flag or a setting of the server that can be seen from outside.
+
+    Args:
+        name: the flag, or the setting's name in the metrics.
+        value: its value; empty if only its presence shows.
+        seen: where it shows.
+    """
+
+    name: str
+    value: str = ""
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}".strip()
+
+
 class ServeCheck(Document):
     """The result of checking a running server.
 
     Args:
+        date: when the check began, in UTC.
+        tool: the version of dca that checked.
         url: the server's URL, without credentials.
+        engine: what serves the model.
         model: the name that the model is served under.
+        flags: what can be seen of the server's settings.
         max_model_len: tokens that the server says it accepts, prompt and answer together.
         seed: seed of the texts.
+        no_thinking: whether the model was asked not to reason (`--no-thinking`).
+        reasons: whether an answer contained reasoning.
+        interrupted: whether the check was interrupted; the same command then continues it.
+        resumed: how many long prompts were answered in an earlier, interrupted run.
         probes: short requests.
         needles: long prompts, by length and depth.
         lengths: lengths to try, in tokens.
@@ -117,12 +190,20 @@ class ServeCheck(Document):
         not_proven: what the check leaves open, in words.
     """
 
-    SCHEMA: ClassVar[str] = "dca.serve-check/1"
+    SCHEMA: ClassVar[str] = "dca.serve-check/2"
 
+    date: str
+    tool: str
     url: str
+    engine: Engine = Engine()
     model: str
+    flags: tuple[Flag, ...] = ()
     max_model_len: int | None = None
     seed: int
+    no_thinking: bool = False
+    reasons: bool = False
+    interrupted: bool = False
+    resumed: int = 0
     probes: tuple[Probe, ...]
     needles: tuple[Needle, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -138,6 +219,11 @@ class ServeCheck(Document):
         """The requests that went wrong, in order."""
         parts: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
         return tuple(part for part in parts if part.code)
+
+    @property
+    def ordered(self) -> tuple[Probe, ...]:
+        """The short requests, failures first."""
+        return tuple(sorted(self.probes, key=lambda probe: ORDER.index(probe.status)))
 
     @property
     def passed(self) -> bool:
