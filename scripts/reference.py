@@ -64,7 +64,14 @@ PRINTED = {
     "dca.patches/1": ("dca patch status", "dca patch refresh"),
     "dca.plan/1": ("dca plan",),
     "dca.report/1": ("dca report",),
-    "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
+    "dca.publish/1": (
+        "dca publish",
+        "dca index yank",
+        "dca index unyank",
+        "dca index remove",
+        "dca index sign",
+        "dca index gc",
+    ),
     "dca.serve-check/2": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),
     "dca.memory-corrections/1": ("dca serve plan",),
@@ -73,8 +80,8 @@ PRINTED = {
     "dca.smoke/1": ("dca smoke",),
     "dca.source/3": ("dca fetch",),
     "dca.upload/1": ("dca publish --repository URL",),
-    "dca.verification/1": ("dca verify FILE",),
-    "dca.verified-index/1": ("dca verify URL",),
+    "dca.verification/2": ("dca verify FILE",),
+    "dca.verified-index/2": ("dca verify URL",),
     "dca.wheel/1": ("dca wheel",),
 }
 # Documents that no model describes.

@@ -15,7 +15,7 @@ from dca.compile.watching import Job, Process, Watcher, descendants, jobs, liste
 from dca.foundation.events import Silent, Work
 from dca.foundation.run import Run
 from dca.foundation.timeline import Recorder
-from tests.support import quiet_run
+from tests.support import quiet_run, wait_for
 
 FOLDER = Path("/cache/build/a b/ninja")
 NINJA = Process(10, 9, ("/env/bin/ninja", "-C", str(FOLDER), "-j", "2", "_C"))
@@ -154,7 +154,11 @@ def test_what_was_seen_and_has_not_finished_is_known_when_ninja_ends(tmp_path: P
 
 
 def test_the_processes_of_this_one_are_found() -> None:
+    def found() -> tuple[tuple[tuple[str, ...], int], ...]:
+        return tuple((process.words, process.parent) for process in descendants() if process.pid == child.pid)
+
     with subprocess.Popen(["sleep", "30"]) as child:
-        found = {process.pid: process for process in descendants()}
+        # A process that has just been made has no words yet.
+        seen = wait_for(lambda: found() == ((("sleep", "30"), os.getpid()),))
         child.kill()
-    assert (found[child.pid].words, found[child.pid].parent) == (("sleep", "30"), os.getpid())
+    assert seen

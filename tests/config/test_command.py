@@ -53,6 +53,20 @@ def test_a_change_shows_its_lines_and_how_to_take_it_back(folder: Path) -> None:
     assert run("undo", folder)[0] == 0
 
 
+def test_what_replacing_a_trained_scaling_loses_is_said(tmp_path: Path) -> None:
+    own = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    model = write(tmp_path / "model", config(rope_scaling=own))
+    yarn = ("set-yarn", model, "--factor", "4", "--original", "32768")
+    code, _, error = run(*yarn)
+    assert code == 2
+    assert "DCA-216" in error
+    for more in (("--dry-run",), ()):
+        code, out, _ = run(*yarn, "--replace", *more)
+        assert code == 0
+        assert "lost: llama3 (factor 8.0, low_freq_factor 1.0)" in out
+    assert "lost:" not in run(*yarn, "--replace")[1]
+
+
 def test_what_is_found_ends_with_exit_1_and_the_first_error(tmp_path: Path) -> None:
     model = write(tmp_path / "m", config(MILLION, rope_theta=1000000.0))
     code, out, error = run("check", model)

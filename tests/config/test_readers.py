@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dca import config as api
+from dca.cli.config import command as cli_config
 from dca.cli.config import render_show
 from dca.config import Reading, YarnSetting, compare, readers, rotary
 from dca.config.readers import Installed
@@ -276,3 +278,63 @@ def test_a_reader_that_refuses_a_folder_is_quoted_on_one_line(tmp_path: Path) ->
     assert (reading.installed, reading.read, reading.version) == (True, False, "0.0")
     assert reading.why == "ValueError: it says \\ud800 no and goes on"
     json.dumps(reading.model_dump(), ensure_ascii=False).encode()
+
+
+PICKY = """
+import json
+import pathlib
+
+
+class Config:
+    num_hidden_layers, hidden_size, num_attention_heads, max_position_embeddings = 4, 512, 8, 32768
+
+
+class AutoConfig:
+    @staticmethod
+    def from_pretrained(folder, **_):
+        if "yarn" in (pathlib.Path(folder) / "config.json").read_text():
+            raise ValueError("it knows no yarn")
+        return Config()
+
+
+__version__ = "0.0"
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_a_reader_no_longer_loads_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    (tmp_path / "path/transformers").mkdir(parents=True)
+    (tmp_path / "path/transformers/__init__.py").write_text(PICKY)
+    place = Installed(KNOWN["transformers-5"], Path(sys.executable), (tmp_path / "path",))
+    monkeypatch.setattr(
+        readers, "locate", lambda reader, *_: place if reader.name == "transformers-5" else "not installed"
+    )
+    folder = write(tmp_path / "m", config(ORDINARY))
+    before = sorted(path.name for path in folder.iterdir()), (folder / "config.json").read_bytes()
+    target = api.Target(folder, api.Asking(store.Store(tmp_path / "cache")))
+    with pytest.raises(DcaError) as refused:
+        api.set_yarn(target, YarnSetting(factor=4, original=32768))
+    assert (refused.value.code, refused.value.why) == ("DCA-217", "ValueError: it knows no yarn")
+    assert (sorted(path.name for path in folder.iterdir()), (folder / "config.json").read_bytes()) == before
+    # What it loads is written, and the readings say who was asked.
+    done = api.set_dca(target, api.DualChunkSetting(chunk_size=8192, local_size=1024, original=32768))
+    assert {reading.reader: reading.loaded for reading in done.readings}["transformers-5"]
+    assert sum(reading.installed for reading in done.readings) == 1
+
+
+def test_all_readers_are_installed_but_those_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def install(reader: readers.Reader, *_: Any) -> None:
+        tried.append(reader.name)
+        if reader.name == "vllm-0.10.2":
+            raise DcaError("DCA-211", "it has no wheel.", remedy="build one.")
+
+    monkeypatch.setattr(readers, "install", install)
+    said = CliRunner().invoke(cli_config, ["readers", "--install", "all", "--cache-dir", str(tmp_path / "cache")])
+    assert set(tried) == {name for name, reader in KNOWN.items() if reader.recipe}
+    assert isinstance(said.exception, DcaError)
+    assert "1 of" in said.exception.what
+    assert "vllm-0.10.2" in said.exception.what

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from dca import inspection
 from dca.catalogue.plan import Plan
 from dca.foundation.errors import DcaError
+from tests.support import odd_wheels
 from tests.support.fatbins import PTX, SASS, container, cubin, entry, text
 from tests.support.hostile_wheels import Part, library
 
@@ -151,13 +153,12 @@ def test_the_metadata_of_a_package_that_the_wheel_carries_is_not_its_own(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("folder", "right"), [("VLLM-1.0", True), ("vllm-1.0.0", True), ("vllm-1.1", False), ("other-1.0", False)]
+    ("folder", "right"), [("DEMO-1.0", True), ("demo-1.0.0", True), ("demo-1.1", False), ("other-1.0", False)]
 )
 def test_the_metadata_folder_is_compared_as_a_name_and_a_version(tmp_path: Path, folder: str, right: bool) -> None:
-    files: dict[str, bytes | None] = {"vllm-1.0.dist-info/METADATA": None, "vllm-1.0.dist-info/WHEEL": None}
-    files |= {f"{folder}.dist-info/METADATA": METADATA, f"{folder}.dist-info/WHEEL": WHEEL}
-    (tmp_path / "w").mkdir()
-    problems = inspection.inspect(make(tmp_path / "w", files)).problems
+    info = f"{folder}.dist-info"
+    named = [replace(one, name=str(one.name).replace(odd_wheels.INFO, info)) for one in odd_wheels.entries()]
+    problems = inspection.inspect(odd_wheels.write(tmp_path, odd_wheels.archive(named))).problems
     assert any("the metadata folder is" in problem for problem in problems) is not right
 
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -194,6 +195,7 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
         ["flash_attn_varlen_func was called in float16", "for float16. ", "--with fp16. "],
         lambda: guards.check_call(KERNELS, "flash_attn_varlen_func", "float16", 120),
     ),
+    ("DCA-825", ["response_format", "0.9.2"], guards.refuse_structure),
 ]
 
 
@@ -217,7 +219,30 @@ def test_every_code_is_used_by_a_message() -> None:
     assert set(guards.CODES) == refused | set(notices)
     for code, notice in notices.items():
         assert_is_a_whole_message(notice, code)
-    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 825)]
+    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 826)]
+
+
+@pytest.mark.parametrize(("dual_chunk", "enforced"), [(True, False), (True, True), (False, False)])
+def test_only_a_request_that_the_engine_would_ignore_is_refused(
+    monkeypatch: pytest.MonkeyPatch, dual_chunk: bool, enforced: bool
+) -> None:
+    @dataclass
+    class Params:
+        json: str
+
+        def __post_init__(self) -> None:
+            pass
+
+    monkeypatch.setattr(guards.importlib.util, "find_spec", lambda name: object() if enforced else None)
+    config = SimpleNamespace(dual_chunk_attention_config={}) if dual_chunk else SimpleNamespace()
+    vllm_config = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
+    guards.guard_structure(vllm_config, Params)
+    guards.guard_structure(vllm_config, Params)
+    if dual_chunk and not enforced:
+        with pytest.raises(ValueError, match="DCA-825"):
+            Params("{}")
+    else:
+        assert Params("{}").json == "{}"
 
 
 def test_the_documentation_has_a_row_for_each_code() -> None:

@@ -112,7 +112,7 @@ EVIDENCE: dict[str, tuple[Any, ...]] = {
     "bytes": SIZES,
     "says": TEXTS,
 }
-SETTINGS = {"url": LINKS}
+SETTINGS: dict[str, tuple[Any, ...]] = {"url": LINKS, "id": (*(path for path in PATHS if path), *HASHES[-5:], "0" * 31)}
 
 
 class Scene:
@@ -348,6 +348,12 @@ def test_a_record_has_the_name_of_its_wheel(scene: Scene) -> None:
             assert (error.value.code, str(error.value).replace("\n", "").isprintable()) == ("DCA-908", True)
         assert check(scene.index).wrong
         path.unlink()
+
+
+def test_a_number_of_an_index_that_cannot_be_is_not_read(scene: Scene) -> None:
+    for value in map(scene.spelt, SETTINGS["id"]):
+        with pytest.raises(ValueError, match="id"):
+            Settings.model_validate({"schema": Settings.SCHEMA, "url": "", "id": value})
 
 
 @pytest.mark.parametrize("url", LINKS)
@@ -590,7 +596,8 @@ def test_a_served_index_names_projects_and_no_paths(scene: Scene, name: Any) -> 
     with served(scene.index) as web, pytest.raises(DcaError) as error:
         verify_index(Served(web.url), NOBODY, Silent())
     assert error.value.code == "DCA-111"
-    assert [path for _, path in web.asked] == ["/simple/index.json"]
+    statements = [f"/{path}" for path in layout.STATEMENTS.values()]
+    assert [path for _, path in web.asked if path not in statements] == ["/simple/index.json"]
 
 
 def test_a_file_that_is_no_wheel_is_wrong(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from dca import publish
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.publish import layout
 from dca.publish.folder import Folder as Place
 from dca.publish.verified import Folder, Served, VerifiedIndex, verify_index
 from dca.trust import signing
@@ -30,7 +31,7 @@ def index(tmp_path: Path) -> Path:
     """Three wheels, one of them removed, all signed."""
     wheels = [make(tmp_path / "dist", f"{n}.0+cu12{n}", cuda=f"12.{n}") for n in (1, 4, 8)]
     put(tmp_path / "index", *wheels, signers=[signing.KeySigner(KEY)])
-    publish.remove([wheels[2].name], Place(tmp_path / "index"))
+    publish.remove([wheels[2].name], Place(tmp_path / "index"), [signing.KeySigner(KEY)])
     return tmp_path / "index"
 
 
@@ -50,7 +51,10 @@ def test_a_signed_index_is_proven_in_its_folder_and_where_it_is_served(index: Pa
         found = verify_index(Served(there.url), Trusted((KEY.public_key(),)), Silent())
     assert found.problems == ()
     assert found.wheels == here.wheels
-    assert not there.errors() or {path for _, path in there.errors()} == {"/.dca/index.json"}
+    # What must not be there: pages that no page links to, and a statement that nobody signed.
+    hidden = {path for _, path in there.errors()} - {f"/{layout.STATEMENTS['sigstore']}"}
+    assert {path.split("/")[1] for path in hidden} <= {"simple", *(f"cu{n}" for n in range(118, 140))}
+    assert not hidden & {f"/{path}" for path, _ in store.walk(index)}
 
 
 def test_another_key_fails_and_none_proves_nothing(index: Path) -> None:
@@ -68,7 +72,10 @@ def test_whoever_changes_wheel_record_and_pages_still_lacks_the_key(index: Path,
     (index / "records" / f"{name}.json").write_text(text)
     (index / "evidence" / was).rename(index / "evidence" / store.sha256_file(forged))
     (index / "files" / name).write_bytes(forged.read_bytes())
+    assert f"records/{name}.json is not the record that was signed." in looked_at(index).problems
+    (index / layout.STATEMENTS["dsse"]).unlink()
     found = looked_at(index)
+    assert any("no signed statement" in finding.says for finding in found.findings if finding.status == "wrong")
     assert any(one["evidence"] == "wrong" for one in states(found))
 
 
@@ -152,4 +159,4 @@ def test_the_command_says_it_all(dca: RunDca, index: Path, tmp_path: Path) -> No
     assert "2 wheels" in done.stdout
     assert f"signed with key {signing.key_id(KEY.public_key())[:16]}" in done.stdout
     done = dca("verify", index, "--key", key, "--json")
-    assert json.loads(done.stdout)["schema"] == "dca.verified-index/1"
+    assert json.loads(done.stdout)["schema"] == "dca.verified-index/2"

@@ -7,6 +7,7 @@ The real ones are in test_servers.py.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import sys
 import threading
@@ -147,10 +148,12 @@ class Store:
         content.iter_chunks = lambda size: iter(lambda: content.read(size), b"")  # type: ignore[attr-defined]
         return {"Body": content}
 
-    def head_object(self, *, Bucket: str, Key: str) -> Any:
+    def head_object(self, *, Bucket: str, Key: str, ChecksumMode: str = "") -> Any:
         if Key not in self.objects:
             raise ClientError("404")
-        return {"Metadata": self.objects[Key][1].get("Metadata", {})}
+        content, more = self.objects[Key]
+        checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        return {"Metadata": more.get("Metadata", {}), "ETag": _tag(content), "ChecksumSHA256": checksum}
 
     def delete_object(self, *, Bucket: str, Key: str) -> None:
         self.objects.pop(Key, None)

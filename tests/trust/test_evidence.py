@@ -342,7 +342,7 @@ def test_a_smoke_test_that_failed_or_was_of_something_else_proves_nothing(dca: R
         files = {evidence.SMOKE: documents.dumps(smoke.model_copy(update=changes))}
         return {one.check: one.status for one in verify(proven.wheel, files).findings}["smoke"]
 
-    assert status() == "proven"
+    assert status() == "claimed"
     assert status(sha256="0" * 64) == "wrong"
     assert status(partial=True) == "wrong"
     assert status(cases=(case.model_copy(update={"passed": False}),)) == "wrong"
@@ -395,7 +395,7 @@ def test_verify_says_it_in_words_and_ends_with_its_code(dca: RunDca, proven: Pro
     done = dca(*words, "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
-    assert found["schema"] == "dca.verification/1"
+    assert found["schema"] == "dca.verification/2"
     assert {one["check"] for one in found["findings"] if one["status"] == "wrong"} == {"sbom", "evidence"}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import logging
@@ -22,7 +23,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 BACKEND_VAR = "VLLM_ATTENTION_BACKEND"
 ENGINE_VAR = "VLLM_USE_V1"
@@ -38,6 +39,8 @@ KERNEL_BLOCK = 16
 ROWS = 64
 # The slash lines that the backend takes before all others: those of the nearest keys.
 NEAREST = 100
+# Where the V0 engines that enforce structured output have the code for it.
+GUIDED_MODULE = "vllm.model_executor.guided_decoding"
 STEP_OP = "advance_step_flashattn"
 NGRAM = "[ngram]"
 # The sizes that flash-attention's kernels are made for are multiples of this; a head of another size takes the next.
@@ -62,6 +65,7 @@ CODES: dict[str, str] = {
     "DCA-822": "so many tokens per step overflow the sparse kernel's offsets",
     "DCA-823": "there are no attention kernels for the data type or the head dimension",
     "DCA-824": "the guards of dual chunk attention are not loaded",
+    "DCA-825": "the engine ignores structured output and named tools",
 }
 
 # A child of vLLM's own logger, so that its handlers and its level apply.
@@ -191,6 +195,16 @@ def eager_notice() -> str:
         "The model uses dual chunk attention, whose chunk lengths are computed on the CPU in every step, and a "
         "captured graph would repeat old ones",
         "Pass --enforce-eager, or enforce_eager=True in Python, to silence this line",
+    )
+
+
+def refuse_structure() -> NoReturn:
+    """Refuse a request that asks for structured output, which the engine would ignore without an error."""
+    raise _refusal(
+        "DCA-825",
+        "The request asks for structured output (response_format, guided_json and the like) or names a tool",
+        "The model uses dual chunk attention, and the V0 engine of this vLLM, which alone has it, ignores that",
+        "Validate answers in the client, let the model choose its tools, or serve with a wheel of vLLM 0.9.2",
     )
 
 
@@ -666,6 +680,22 @@ def wheel_kernels() -> Kernels | None:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             _logger.warning("dca.json of this wheel cannot be read, so its kernels are not checked: %s", error)
     return None
+
+
+def guard_structure(vllm_config: Any, params: Any) -> None:
+    """Let requests for structured output refuse themselves, if the engine ignores them.
+
+    Args:
+        vllm_config: vLLM's whole config.
+        params: the class of their parameters; a server answers its ValueError with HTTP 400.
+    """
+    if dca_config(vllm_config.model_config.hf_config) is None or importlib.util.find_spec(GUIDED_MODULE) is not None:
+        return
+
+    def refused(_original: Callable[..., None], _params: Any) -> None:
+        refuse_structure()
+
+    wrap(params, "__post_init__", refused)
 
 
 def guard_attention(package: str) -> None:

@@ -426,6 +426,7 @@ def render_change(result: Config) -> str:
         lines.append(f"{change.file}: {done}{back}{more}.")
     else:
         lines.append("Nothing was written.")
+    lines += [f"  lost: {result.lost}"] if result.lost else []
     lines += _asked_readers(result)
     lines += [_finding(finding) for finding in result.findings]
     return "\n".join(lines)

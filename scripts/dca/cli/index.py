@@ -18,6 +18,8 @@ from dca.publish.folder import Folder
 from dca.publish.front import UNKNOWN_URL, size
 from dca.publish.place import Place
 from dca.publish.values import Listing, Published, Record
+from dca.trust import keyless
+from dca.trust import signing as signing_with
 
 DIST_INDEX = Path("dist/index")
 
@@ -83,12 +85,67 @@ place = packed(
         "--s3-endpoint", metavar="URL", show_default="AWS_ENDPOINT_URL, else Amazon's", help="S3-compatible store."
     ),
 )
+
+
+@dataclass(frozen=True)
+class Signing:
+    """How an index is signed.
+
+    Args:
+        key: file of a key to sign with.
+        sigstore: whether to sign with this machine's identity.
+        trust_config: file that describes the Sigstore instance; None for the public one.
+    """
+
+    key: Path | None
+    sigstore: bool
+    trust_config: Path | None
+
+    def signers(self) -> tuple[signing_with.Signer, ...]:
+        """The signers.
+
+        Raises:
+            DcaError: DCA-201 for --trust-config alone, and what a bad key or identity raises.
+        """
+        if self.trust_config and not self.sigstore:
+            raise DcaError("DCA-201", "--trust-config needs --sigstore.", remedy="omit it, or add --sigstore.")
+        signers: list[signing_with.Signer] = []
+        if self.key:
+            signers.append(signing_with.KeySigner(signing_with.private_key(self.key)))
+        if self.sigstore:
+            signers.append(keyless.signer(self.trust_config))
+        return tuple(signers)
+
+
+signing = packed(
+    Signing,
+    "signing",
+    click.option(
+        "--key",
+        type=options.PATH,
+        metavar="FILE",
+        help="Ed25519 key in PEM to sign the index with; `dca verify --key` checks it.",
+    ),
+    click.option(
+        "--sigstore",
+        is_flag=True,
+        help="Experimental: sign with the identity of this CI job, or of $SIGSTORE_ID_TOKEN. Identity and signature "
+        "are recorded in a public log.",
+    ),
+    click.option(
+        "--trust-config",
+        type=options.PATH,
+        metavar="FILE",
+        show_default="the public one",
+        help="Trust configuration of your own Sigstore instance; needs --sigstore.",
+    ),
+)
 _names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 
 
 @click.group("index")
 def command() -> None:
-    """List, yank, remove and clean up the wheels of an index that `dca publish` made.
+    """List, yank, remove and clean up the wheels of an index that `dca publish` made, and sign it.
 
     NAME is a wheel's file name, or a version for all its wheels: 1.0+dca1.cu124 or package==1.0+dca1.cu124.
     """
@@ -109,39 +166,62 @@ def list_wheels(where: Where, output: options.Output) -> None:
 @_names
 @click.option("--reason", metavar="TEXT", default="", help="Reason, which pip and uv show.")
 @place
+@signing
 @options.output
-def yank(names: tuple[str, ...], reason: str, where: Where, output: options.Output) -> None:
+def yank(names: tuple[str, ...], reason: str, where: Where, signing: Signing, output: options.Output) -> None:
     """Yank wheels (PEP 592): they stay in the index, but only requests for their exact version install them."""
-    _change(lambda place: publish.yank(names, reason, place), where, output)
+    signers = signing.signers()
+    _change(lambda place: publish.yank(names, reason, place, signers), where, output)
 
 
 @command.command("unyank", short_help="Undo a yank.")
 @_names
 @place
+@signing
 @options.output
-def unyank(names: tuple[str, ...], where: Where, output: options.Output) -> None:
+def unyank(names: tuple[str, ...], where: Where, signing: Signing, output: options.Output) -> None:
     """Undo a yank: the wheels are installed like any other again."""
-    _change(lambda place: publish.unyank(names, place), where, output)
+    signers = signing.signers()
+    _change(lambda place: publish.unyank(names, place, signers), where, output)
 
 
 @command.command("remove", short_help="Remove wheels from the index.")
 @_names
 @place
+@signing
 @options.output
-def remove(names: tuple[str, ...], where: Where, output: options.Output) -> None:
+def remove(names: tuple[str, ...], where: Where, signing: Signing, output: options.Output) -> None:
     """Remove wheels and their evidence from the index.
 
     A removed wheel's name can only be used again for the same bytes.
     """
-    _change(lambda place: publish.remove(names, place), where, output)
+    signers = signing.signers()
+    _change(lambda place: publish.remove(names, place, signers), where, output)
+
+
+@command.command("sign", short_help="Sign the index as it is now.")
+@place
+@signing
+@options.output
+def sign(where: Where, signing: Signing, output: options.Output) -> None:
+    """Sign what clients see of the index, with a new date; also an index that was not signed before.
+
+    Other commands sign it too if --key is given. Without, they remove a signed statement that no longer fits.
+    """
+    signers = signing.signers()
+    if not signers:
+        raise DcaError("DCA-201", "`dca index sign` needs a signer.", remedy="give --key FILE, or --sigstore.")
+    _change(lambda place: publish.sign(place, signers), where, output)
 
 
 @command.command("gc", short_help="Delete files that belong to no wheel.")
 @place
+@signing
 @options.output
-def gc(where: Where, output: options.Output) -> None:
+def gc(where: Where, signing: Signing, output: options.Output) -> None:
     """Delete files that belong to no wheel: leftovers of interrupted commands, and evidence that was replaced."""
-    _change(publish.gc, where, output)
+    signers = signing.signers()
+    _change(lambda place: publish.gc(place, signers), where, output)
 
 
 def _change(change: Callable[[Place], Published], where: Where, output: options.Output) -> None:
@@ -159,12 +239,14 @@ def render(done: Published) -> str:
             lines.append(f"  {word:<10} {record.file}  {_state(record)}")
             if word != "unchanged" and record.state == "listed":
                 lines += [f"  {'':<10}   {proof.kind}: {proof.says or proof.path}" for proof in record.evidence]
+    lines += [f"  {line}" for line in done.statements]
     lines += [f"  deleted    {path}" for path in done.deleted]
     if done.deleted:
         lines.append(f"  freed      {size(done.freed)}")
-    if not any((done.added, done.changed, done.unchanged, done.deleted)):
+    if not any((done.added, done.changed, done.unchanged, done.deleted, done.statements)):
         lines.append("  nothing to do")
-    if listed := [record for record in (*done.added, *done.changed) if record.state == "listed"]:
+    installed = [record for record in (*done.added, *done.changed) if record.state == "listed"]
+    if listed := [record for record in installed if record.yanked is None]:
         first = listed[0]
         url = f"{done.url or UNKNOWN_URL}{first.view or layout.ALL}/"
         lines += [

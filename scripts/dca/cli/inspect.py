@@ -23,7 +23,7 @@ from dca.serve import gpus
 from dca.toolchain import environments
 
 FAMILIES = 6
-MOST_PROBLEMS = 20
+MOST_PROBLEMS, MOST_INSTALLS = 20, 20
 SAYS = {"yes": "Yes", "no": "No", "unknown": "Cannot tell"}
 EXIT_CODES = {"yes": ExitCode.OK, "no": ExitCode.CHECK_FAILED, "unknown": ExitCode.CANNOT_TELL}
 
@@ -187,6 +187,10 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
             f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
         )
         lines += wrapped("  attention     ", _attention(record))
+    if inspected.installs:
+        some, rest = inspected.installs[:MOST_INSTALLS], len(inspected.installs) - MOST_INSTALLS
+        more = f"; and {rest} more, which --json lists" if rest > 0 else ""
+        lines += wrapped("  also installs ", "; ".join(some) + more)
     for left in inspected.unread:
         more = f" and {left.files - 1} more" if left.files > 1 else ""
         lines += wrapped("  not read      ", f"{left.what} ({left.why}): {left.some[0]}{more}, {_size(left.bytes)}")

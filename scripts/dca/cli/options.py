@@ -22,6 +22,7 @@ from dca.cli.terminal import Terminal
 from dca.foundation import documents
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
+from dca.foundation.printable import printable
 from dca.foundation.store import Store
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Output:
             document = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
             click.echo(documents.canonical(document).decode(), nl=False)
         elif text and (always or not self.quiet):
-            click.echo(pasteable(text))
+            click.echo(printable(pasteable(text)))
 
 
 json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")

@@ -16,7 +16,6 @@ from dca.foundation.events import Reporter
 from dca.foundation.store import Store
 from dca.publish import Additions, layout
 from dca.publish.values import Uploaded
-from dca.trust import keyless, signing
 
 # Options of earlier versions, and the `dca index` commands that replace them.
 MOVED = {
@@ -37,9 +36,6 @@ class Asked:
         repository: URL or name of an index server to upload to, instead of an index of our own.
         repository_index: URL of that server's simple index.
         evidence: files to publish beside the wheels.
-        key: file of a key to sign with.
-        sigstore: whether to sign with this machine's identity.
-        trust_config: file that describes the Sigstore instance; None for the public one.
         url: where the index is served.
         links_to: URL of a folder that the wheels are downloaded from.
     """
@@ -47,13 +43,10 @@ class Asked:
     repository: str | None
     repository_index: str | None
     evidence: tuple[Path, ...]
-    key: Path | None
-    sigstore: bool
-    trust_config: Path | None
     url: str | None
     links_to: str | None
 
-    def check(self) -> None:
+    def check(self, signing: index.Signing) -> None:
         """Reject options that would have no effect.
 
         Raises:
@@ -61,28 +54,22 @@ class Asked:
         """
         if self.repository_index and not self.repository:
             raise DcaError("DCA-201", "--repository-index needs --repository.", remedy="omit it.")
-        if self.repository and (self.evidence or self.url or self.links_to or self.key or self.sigstore):
+        if self.repository and (self.evidence or self.url or self.links_to or signing.key or signing.sigstore):
             raise DcaError(
                 "DCA-201",
                 "--repository can only upload wheels.",
                 remedy="omit --evidence, --url, --links-to, --key and --sigstore, or publish to a folder or bucket.",
             )
 
-    def additions(self) -> Additions:
+    def additions(self, signing: index.Signing) -> Additions:
         """What is added to the index beside the wheels.
 
         Raises:
             DcaError: DCA-201 for a wrong URL, and what a bad key or identity raises.
         """
         url, links_to = _url("--url", self.url), _url("--links-to", self.links_to)
-        if self.trust_config and not self.sigstore:
-            raise DcaError("DCA-201", "--trust-config needs --sigstore.", remedy="omit it, or add --sigstore.")
-        signers: list[signing.Signer] = []
-        if self.key:
-            signers.append(signing.KeySigner(signing.private_key(self.key)))
-        if self.sigstore:
-            signers.append(keyless.signer(self.trust_config))
-        return Additions(evidence=self.evidence, signers=tuple(signers), links_to=links_to, url=url)
+        signers = signing.signers()
+        return Additions(evidence=self.evidence, signers=signers, links_to=links_to, url=url)
 
 
 _asked = packed(
@@ -106,25 +93,6 @@ _asked = packed(
         metavar="FILE",
         show_default="a new report of `dca inspect`, and the last of `dca smoke`",
         help="Report to publish beside its wheel. Can be repeated.",
-    ),
-    click.option(
-        "--key",
-        type=options.PATH,
-        metavar="FILE",
-        help="Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
-    ),
-    click.option(
-        "--sigstore",
-        is_flag=True,
-        help="Experimental: sign the evidence with the identity of this CI job, or of $SIGSTORE_ID_TOKEN. Identity and "
-        "signature are recorded in a public log.",
-    ),
-    click.option(
-        "--trust-config",
-        type=options.PATH,
-        metavar="FILE",
-        show_default="the public one",
-        help="Trust configuration of your own Sigstore instance; needs --sigstore.",
     ),
     click.option(
         "--url", metavar="URL", help="URL where the index is served, for install commands; remembered by the index."
@@ -163,10 +131,16 @@ class _Publish(click.Command):
 @click.argument("wheels", type=click.Path(path_type=Path), nargs=-1, metavar="WHEEL...")
 @index.place
 @_asked
+@index.signing
 @options.cache
 @options.output
 def command(
-    wheels: tuple[Path, ...], where: index.Where, asked: Asked, cache_dir: Path | None, output: options.Output
+    wheels: tuple[Path, ...],
+    where: index.Where,
+    asked: Asked,
+    signing: index.Signing,
+    cache_dir: Path | None,
+    output: options.Output,
 ) -> None:
     """Publish wheels and their evidence to an index that pip and uv install from.
 
@@ -177,8 +151,8 @@ def command(
     if not wheels:
         raise DcaError("DCA-201", "no wheel is named.", remedy="name wheels; `dca index` changes published ones.")
     where.check(repository=bool(asked.repository))
-    asked.check()
-    additions = asked.additions()
+    asked.check(signing)
+    additions = asked.additions(signing)
     cache = options.open_cache(cache_dir)
     with output.terminal() as reporter:
         if asked.repository:

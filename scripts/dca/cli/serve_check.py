@@ -21,6 +21,7 @@ from dca.serve.check import Keeper, Request, ServeCheck, heat
 from dca.serve.check.budget import limit_of
 from dca.serve.check.probes import PROBES
 from dca.serve.check.report import render as render_page
+from dca.serve.check.troubles import UNREACHABLE
 
 LONGEST = 2 * 10**7
 MOST_CELLS = 1000
@@ -189,11 +190,13 @@ def check(
     _written(result, report, picture)
     output.show(result, render(result))
     if not result.passed:
-        first, rest = result.troubles[0], len(result.troubles) - MOST_SHOWN
+        # That the engine ended explains more than what went wrong before.
+        wrong = sorted(result.troubles, key=lambda trouble: trouble.code != UNREACHABLE)
+        first, rest = wrong[0], len(wrong) - MOST_SHOWN
         raise DcaError(
             first.code,
             f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} requests failed.",
-            why="\n".join(f"{trouble.place}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
+            why="\n".join(f"{trouble.place}: {trouble.detail}" for trouble in wrong[:MOST_SHOWN])
             + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=first.remedy,
             answered=output.as_json,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from dca.cli.packing import packed
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
-from dca.publish.verified import Folder, Served, VerifiedIndex, verify_index
-from dca.trust import evidence, keyless, signing
+from dca.publish.verified import Folder, Memory, Served, VerifiedIndex, verify_index
+from dca.trust import evidence, keyless, needs, signing
 from dca.trust.rebuild import Local, rebuild
-from dca.trust.verify import Trusted, Verification, verify
+from dca.trust.verify import Finding, Trusted, Verification, verify
 
 MOST_SHOWN = 20
-SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
+SIGNS = {"proven": "ok  ", "claimed": "?   ", "wrong": "FAIL", "not proven": "--  "}
 
 
 def _trusted(
@@ -61,6 +62,33 @@ class Against:
     again: bool
     source: Path | None
     companions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What is demanded of a wheel or an index, and whom an index may lead to.
+
+    Args:
+        needs: what must be proven, as --need says it.
+        hosts: other hosts that may be asked.
+        max_age: oldest age of an index's signature, in days.
+    """
+
+    needs: tuple[str, ...]
+    hosts: tuple[str, ...]
+    max_age: int | None
+
+    def check(self) -> None:
+        """Reject hosts that are none.
+
+        Raises:
+            DcaError: DCA-201.
+        """
+        for host in self.hosts:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", host):
+                raise DcaError(
+                    "DCA-201", f"--allow-host {host} is not a host.", remedy="write it as NAME or NAME:PORT."
+                )
 
 
 @click.command("verify")
@@ -117,14 +145,47 @@ class Against:
         help="Local clone of a companion for --rebuild.",
     ),
 )
+@packed(
+    Demands,
+    "demands",
+    click.option(
+        "--need",
+        "needs",
+        multiple=True,
+        metavar="CHECK,…",
+        help="Checks that must be proven, such as signature,smoke:kernels; else the exit code is 1.",
+    ),
+    click.option(
+        "--allow-host",
+        "hosts",
+        multiple=True,
+        metavar="NAME[:PORT]",
+        help="Host that an index's links and redirects may lead to. Can be repeated.",
+    ),
+    click.option(
+        "--max-age",
+        type=click.IntRange(min=0),
+        metavar="DAYS",
+        show_default="any",
+        help="Oldest age of an index's signature in days.",
+    ),
+)
 @options.cache
 @options.output
-def command(target: str, trusted: Trusted, against: Against, cache_dir: Path | None, output: options.Output) -> None:
+def command(
+    target: str,
+    trusted: Trusted,
+    against: Against,
+    demands: Demands,
+    cache_dir: Path | None,
+    output: options.Output,
+) -> None:
     """Check a wheel, or every wheel of an index, and report what is proven and what is not.
 
     INDEX is a folder that `dca publish` made, or the URL where it is served. No code of a wheel runs.
     """
-    wheel = Path(target)
+    wheel, wanted = Path(target), needs.parse(demands.needs)
+    demands.check()
     if "://" in target or wheel.is_dir():
         if against.again or against.folder or against.source or against.companions:
             raise DcaError(
@@ -132,12 +193,21 @@ def command(target: str, trusted: Trusted, against: Against, cache_dir: Path | N
                 "an index can only be checked with --key or --cert-identity.",
                 remedy="name a wheel, or omit --evidence, --rebuild, --source and --companion.",
             )
-        source = Served(_url(target)) if "://" in target else Folder(wheel)
+        source = Served(_url(target), demands.hosts) if "://" in target else Folder(wheel)
+        memory = Memory(options.open_cache(cache_dir), demands.max_age)
         with output.terminal() as reporter:
-            verified = verify_index(source, trusted, reporter)
+            verified = verify_index(source, trusted, reporter, memory)
         output.show(verified, render_index(verified))
-        _reject_wrong_index(verified, answered=output.as_json)
+        unmet = needs.of_index(wanted, verified.findings)
+        unmet += [one for wheel in verified.wheels for one in needs.of_wheel(wanted, wheel)]
+        _reject_wrong_index(verified, unmet, answered=output.as_json)
         return
+    if demands.hosts or demands.max_age is not None or any(need.check in needs.OF_INDEXES for need in wanted):
+        raise DcaError(
+            "DCA-201",
+            "--allow-host, --max-age and --need index or age are for an index.",
+            remedy="omit them, or name an index.",
+        )
     if not wheel.is_file():
         raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file, or an index.")
     if against.folder is not None and not against.folder.is_dir():
@@ -151,6 +221,9 @@ def command(target: str, trusted: Trusted, against: Against, cache_dir: Path | N
             finding = rebuild(wheel, sha256, files, cache, reporter, local)
         verification = verification.model_copy(update={"findings": (*verification.findings, finding)})
     output.show(verification, render(verification))
+    if unmet := needs.of_wheel(wanted, verification):
+        says = [*(finding.says for finding in verification.wrong), *unmet]
+        raise _unmet(verification.wheel, says, answered=output.as_json)
     if wrong := verification.wrong:
         checks = f"{len(wrong)} of {len(verification.findings)} checks failed"
         raise DcaError(
@@ -162,6 +235,17 @@ def command(target: str, trusted: Trusted, against: Against, cache_dir: Path | N
         )
 
 
+def _unmet(what: str, why: list[str], *, answered: bool) -> DcaError:
+    """The error for what does not meet --need; `answered` says whether the result was printed as JSON."""
+    return DcaError(
+        "DCA-111",
+        f"{what} does not meet what --need demands.",
+        why="\n".join(why[:MOST_SHOWN]),
+        remedy="ask whoever published it for signed evidence, and name the key or identity: --key, --cert-identity.",
+        answered=answered,
+    )
+
+
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s@?#]+", text):
         raise DcaError(
@@ -170,24 +254,30 @@ def _url(text: str) -> str:
     return text
 
 
-def _reject_wrong_index(verified: VerifiedIndex, *, answered: bool) -> None:
+def _reject_wrong_index(verified: VerifiedIndex, unmet: list[str], *, answered: bool) -> None:
     """Reject an index that is wrong.
 
     Args:
+        verified: the result.
+        unmet: the demands that it does not meet.
         answered: whether the result was printed as JSON.
 
     Raises:
         DcaError: DCA-111.
     """
-    says = list(verified.problems)
+    says = [finding.says for finding in verified.findings if finding.status == "wrong"] + list(verified.problems)
     says += [f"{wheel.wheel}: {finding.says}" for wheel in verified.wheels for finding in wheel.wrong]
+    if unmet and not says:
+        raise _unmet(verified.index, unmet, answered=answered)
+    says += unmet
     if says:
         rest = len(says) - MOST_SHOWN
         raise DcaError(
             "DCA-111",
             f"{verified.index} does not match its evidence: {len(says)} problems.",
             why="\n".join([*says[:MOST_SHOWN], *([f"and {rest} more."] if rest > 0 else [])]),
-            remedy="do not install from it; `dca publish` to it again to make its pages anew.",
+            remedy="do not install from it; its publisher makes its pages anew with `dca publish` or `dca index gc`, "
+            "and signs it with `dca index sign`.",
             answered=answered,
         )
 
@@ -195,15 +285,21 @@ def _reject_wrong_index(verified: VerifiedIndex, *, answered: bool) -> None:
 def render_index(verified: VerifiedIndex) -> str:
     """The verification of an index as text."""
     lines = [render(wheel) for wheel in verified.wheels]
-    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file matches the records"
-    return "\n".join([*lines, "", f"{verified.index}: {len(verified.wheels)} wheels, {verified.pages} pages; {state}."])
+    lines += ["", verified.index, *_findings(verified.findings)]
+    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file is as it should be"
+    return "\n".join([*lines, f"  {len(verified.wheels)} wheels, {verified.pages} pages; {state}."])
 
 
 def render(verification: Verification) -> str:
     """A verification as text."""
-    width = max(len(finding.check) for finding in verification.findings)
     lines = ["", verification.wheel, f"  sha256 {verification.sha256}", ""]
-    for finding in verification.findings:
-        words = "not proven: " if finding.status == "not proven" else ""
-        lines.append(f"  {SIGNS[finding.status]}  {finding.check:<{width}}  {words}{finding.says}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_findings(verification.findings)])
+
+
+def _findings(findings: Sequence[Finding]) -> list[str]:
+    width = max(len(finding.check) for finding in findings)
+    return [
+        f"  {SIGNS[finding.status]}  {finding.check:<{width}}  "
+        f"{'' if finding.status in ('proven', 'wrong') else f'{finding.status}: '}{finding.says}"
+        for finding in findings
+    ]

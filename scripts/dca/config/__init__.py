@@ -72,6 +72,7 @@ class Config(Document):
         findings: problems, errors first (from `check`, and after every change).
         change: what was changed.
         undone: the command that was undone (`undo`).
+        lost: the scaling that the model was trained with, in words, when it was replaced.
     """
 
     SCHEMA: ClassVar[str] = "dca.config/1"
@@ -84,6 +85,7 @@ class Config(Document):
     findings: tuple[Finding, ...] = ()
     change: Change | None = None
     undone: str = ""
+    lost: str = ""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -379,10 +381,13 @@ def _changed(
     """
     after: list[Json] = []
     readings: tuple[Reading, ...] = ()
+    lost = ""
 
     def edited(source: Json) -> Json:
-        nonlocal readings
+        nonlocal readings, lost
         after.append(change(source))
+        old, new = (layout.read(file.plain()).rotary[0] for file in (source, after[-1]))
+        lost = edit.trained(old) if target.replace and old.parameters != new.parameters else ""
         if target.asking and not dry_run and after[-1].data != source.data:
             meant = [
                 reader for reader in _meant(names) if not _has_dca(after[-1]) or reader.wants.dual_chunk != "stops"
@@ -399,6 +404,7 @@ def _changed(
         readings=readings,
         findings=config_rules.check(subject),
         change=record,
+        lost=lost,
     )
 
 

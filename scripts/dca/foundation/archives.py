@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from dca.foundation import store, together
+from dca.foundation import store, together, zip_layout
 from dca.foundation.errors import DcaError
 
 if not hasattr(tarfile, "data_filter"):
@@ -155,6 +155,9 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
     try:
         with zipfile.ZipFile(archive) as wheel:
             _check_entries(wheel, archive)
+            with archive.open("rb") as source:
+                for fault in zip_layout.faults(source, wheel):
+                    raise _odd(archive, fault)
             members = [info for info in wheel.infolist() if wanted(info.filename)]
             for info in members:
                 _read_to_its_end(wheel, info)
@@ -163,25 +166,23 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
                 wheel.extract(info, folder)
                 if (info.external_attr >> 16) & 0o100 and not info.is_dir():
                     (folder / info.filename).chmod(0o755)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+        LookupError,
+        struct.error,
+    ) as error:
         raise _damaged(archive, error) from None
 
 
 def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
-    names: set[str] = set()
-    size, most = 0, most_unpacked(archive)
-    for info in wheel.infolist():
-        name = info.filename
-        _check_name(name, archive)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'not a file'}")
-        if name.rstrip("/") in names:
-            raise _leaves(archive, f"{name}, which is there twice")
-        names.add(name.rstrip("/"))
-        size += info.file_size
-        if size > most or len(names) > MOST_MEMBERS:
-            raise _bomb(archive, size)
+    entries, most = wheel.infolist(), most_unpacked(archive)
+    size = sum(info.file_size for info in entries)
+    if size > most or len(entries) > MOST_MEMBERS:
+        raise _bomb(archive, size)
 
 
 def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
@@ -205,6 +206,14 @@ def _leaves(archive: Path, what: str) -> DcaError:
     return DcaError(
         "DCA-404",
         f"{archive.name} holds a path that leaves its folder: {what[:200]!r}.",
+        remedy="do not use this archive.",
+    )
+
+
+def _odd(archive: Path, fault: str) -> DcaError:
+    return DcaError(
+        "DCA-404",
+        f"{archive.name} is an archive that is not unpacked: {fault}",
         remedy="do not use this archive.",
     )
 

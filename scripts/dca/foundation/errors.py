@@ -10,6 +10,7 @@ import errno
 import re
 from enum import IntEnum
 
+from dca.foundation.printable import printable
 from dca.foundation.secrets import hide
 
 
@@ -61,9 +62,9 @@ class DcaError(Exception):
             raise ValueError(f"{code} is not an error code")
         super().__init__(what)
         self.code = code
-        # They may quote a program or a URL, with credentials.
-        self.what = hide(what)
-        self.why = hide(why)
+        # They may quote a program, a file or a URL, with credentials or control characters.
+        self.what = printable(hide(what))
+        self.why = printable(hide(why))
         self.remedy = remedy
         self.answered = answered
         self.output = output

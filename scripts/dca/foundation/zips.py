@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -49,6 +51,22 @@ class _Source(io.FileIO):
 
 
 @contextmanager
+def _damage() -> Iterator[None]:
+    """What zipfile raises for a damaged archive besides its own error, as that error."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except (struct.error, ValueError, ArithmeticError, LookupError, EOFError, RuntimeError) as error:
+        raise zipfile.BadZipFile(str(error) or "it is damaged") from error
+    except OSError as error:
+        # It seeks to places that cannot be.
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("it names places outside of itself") from error
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """An archive.
 
@@ -58,10 +76,12 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     Raises:
         zipfile.BadZipFile: it is damaged, or (`LimitError`) has too many entries, or would unpack to too much.
     """
-    with _Source(path) as source, zipfile.ZipFile(source) as archive:
+    with _Source(path) as source, _zip(source) as archive:
         entries = archive.infolist()
         if len(entries) > MOST_ENTRIES:
             raise LimitError(f"it has {len(entries)} entries, more than the {MOST_ENTRIES} that are read")
+        if not all(entry.filename for entry in entries):
+            raise zipfile.BadZipFile("it has a file without a name")
         size, most = sum(entry.file_size for entry in entries), archives.most_unpacked(path)
         if size > most:
             raise LimitError(
@@ -69,6 +89,11 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
                 f"more than the {most >> 20} MiB that are read"
             )
         yield archive
+
+
+def _zip(source: _Source) -> zipfile.ZipFile:
+    with _damage():
+        return zipfile.ZipFile(source)
 
 
 def blocks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -86,10 +111,21 @@ def blocks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     if entry.compress_type not in _METHODS:
         name = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")  # type: ignore[attr-defined]
         raise MethodError(f"it is compressed by {name}")
-    with archive.open(entry) as stream:
-        while block := stream.read(_BLOCK):
+    with _damage():
+        stream = archive.open(entry)
+    with stream:
+        size = 0
+        while True:
+            with _damage():
+                block = stream.read(_BLOCK)
+            if not block:
+                break
             together.check()
+            size += len(block)
             yield block
+    if size != entry.file_size:
+        # zipfile does not compare them, uv does.
+        raise zipfile.BadZipFile(f"it has {size} bytes, not the {entry.file_size} that the archive says")
 
 
 def read(archive: zipfile.ZipFile, name: str, most: int = MOST_TEXT) -> bytes:

@@ -15,11 +15,11 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
-from dca.foundation import store, zips
+from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
+from dca.inspection import installed, metadata, schemas
 from dca.inspection import record as lists
-from dca.inspection import schemas
 from dca.inspection.compare import compare
 from dca.inspection.contents import Contents, File, in_wheel, on_disk
 from dca.inspection.modules import Looker
@@ -83,7 +83,7 @@ def inspect(
         raise DcaError(
             "DCA-701",
             f"{path.name} is not a wheel.",
-            why=str(error) or "it has no METADATA.",
+            why=str(error.args[0]) if isinstance(error, KeyError) else str(error),
             remedy="name a wheel by its full file name, or build it again.",
         ) from None
 
@@ -111,15 +111,19 @@ def _inspect(
     name, version, _, tags = parse_wheel_filename(wheel.name)
     members = [member for member in archive.infolist() if not member.is_dir()]
     names = [member.filename for member in members]
-    info = wheels.info_folder(names)
-    metadata = wheels.read_metadata(archive, info)
+    info = metadata.info_folder(archive.namelist())
+    about = metadata.read_metadata(archive, info)
     record, known = _record(archive, f"{info}/dca.json")
     if asked is None:
         asked = record.archs if record else ()
-    problems = wheels.check_names(metadata, info, wheel.name)
+    with wheel.open("rb") as file:
+        problems = list(zip_layout.faults(file, archive))
+    problems += [*about.problems, *wheels.check_names(about, info, wheel.name)]
     if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
-    problems += wheels.check_tags(zips.read(archive, f"{info}/WHEEL").decode("utf-8", "replace"), wheel.name)
+    problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
+    commands, odd = metadata.commands(_or_empty(archive, f"{info}/entry_points.txt"))
+    problems += [*odd, *installed.check(names, info, tags)]
     listed = lists.read(archive, info)
     work = Work()
     looker = Looker(_sources(known, source, work), torch, asked, work)
@@ -130,7 +134,7 @@ def _inspect(
     problems += contents.problems
     problems += wheels.check_platform(tags, modules)
     problems += lists.check(listed, names, contents.seen)
-    problems += _torch(modules, metadata, torch)
+    problems += _torch(modules, about, torch)
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
@@ -145,9 +149,10 @@ def _inspect(
         name=str(name),
         version=str(version),
         tags=tuple(sorted(str(tag) for tag in tags)),
-        requires_python=metadata.first("Requires-Python"),
-        torch=metadata.requires("torch"),
-        transformers=metadata.requires("transformers"),
+        requires_python=about.requires_python,
+        torch=about.requires("torch"),
+        transformers=about.requires("transformers"),
+        installs=tuple(installed.besides(names, name, commands))[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,
@@ -241,6 +246,13 @@ def _some(problems: Iterable[str]) -> tuple[str, ...]:
     return tuple(every[:MOST_PROBLEMS]) + ((f"{rest} more of such problems.",) if rest > 0 else ())
 
 
+def _or_empty(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of a wheel; empty if there is none, or if it is damaged, which is reported with the other files."""
+    with contextlib.suppress(KeyError, *zips.UNREADABLE):
+        return zips.read(archive, name)
+    return b""
+
+
 def _has_sparse_function(archive: zipfile.ZipFile, path: str) -> bool:
     with contextlib.suppress(*zips.UNREADABLE):
         return SPARSE_FUNCTION in zips.read(archive, path)
@@ -272,14 +284,14 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
     return None, {}
 
 
-def _torch(modules: list[InspectedModule], metadata: wheels.Metadata, torch: TorchFacts | None) -> list[str]:
+def _torch(modules: list[InspectedModule], about: metadata.Metadata, torch: TorchFacts | None) -> list[str]:
     """Check that METADATA pins torch, and that it is the version the modules are checked with."""
     if all(module.stable_abi or not module.torch_symbols for module in modules):
         return []
-    required = metadata.requires("torch")
-    if not metadata.pins("torch"):
+    required = about.requires("torch")
+    if not about.pins("torch"):
         return [f"its modules need one exact version of torch, but METADATA requires `{required or 'no torch'}`."]
-    specifier = next(requirement.specifier for requirement in metadata.requirements if requirement.name == "torch")
+    specifier = next(requirement.specifier for requirement in about.requirements if requirement.name == "torch")
     if torch and not specifier.contains(torch.version.split("+")[0], prereleases=True):
         return [f"METADATA requires `{required}`, but the modules were checked with torch {torch.version}."]
     return []

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from dca.foundation import zips
+from dca.foundation import zip_layout, zips
+from dca.foundation.printable import shown
 
 MOST_RECORD = 16 << 20
 """Bytes of RECORD that are read; torch's, with 13,000 files, has 1.5 MB."""
@@ -100,15 +101,19 @@ def read(archive: zipfile.ZipFile, info: str) -> Record:
 def _add(columns: list[str], rows: dict[str, Row]) -> Iterator[str]:
     """Add a line to the rows; yields what is wrong with it."""
     if len(columns) != _COLUMNS:
-        yield f"RECORD has an invalid line: {','.join(columns)[:200]} ({len(columns)} columns, not 3: {_UV_REFUSES})."
+        yield f"RECORD has an invalid line: {shown(','.join(columns))} ({len(columns)} columns, not 3: {_UV_REFUSES})."
         return
     path, listed, size = columns
     algorithm, _, digest = listed.partition("=")
+    if path in rows:
+        yield f"RECORD lists {shown(path)} twice."
+    if fault := zip_layout.name_fault(path):
+        yield f"the name {shown(path)} in RECORD {fault}."
     rows[path] = Row(algorithm, digest, size)
     if size and not (_SIZE.fullmatch(size) and int(size) < _MOST_SIZE):
-        yield f"RECORD gives {path[:200]} the size `{size[:50]}`, which is not a number: {_UV_REFUSES}."
+        yield f"RECORD gives {shown(path)} the size `{shown(size[:50])}`, which is not a number: {_UV_REFUSES}."
     if listed and algorithm not in ALGORITHMS:
-        yield f"RECORD gives {path[:200]} a hash of the kind `{algorithm[:50]}`; sha256 or better is required."
+        yield f"RECORD gives {shown(path)} a hash of the kind `{shown(algorithm[:50])}`; sha256 or better is required."
 
 
 def check(record: Record, names: list[str], seen: Mapping[str, Seen]) -> Iterator[str]:
@@ -123,18 +128,19 @@ def check(record: Record, names: list[str], seen: Mapping[str, Seen]) -> Iterato
     folder = record.path.rpartition("/")[0]
     own = {record.path, *(f"{folder}/{name}" for name in SIGNATURES)}
     present = Counter(names)
-    yield from (f"{name} is in the archive twice." for name, count in sorted(present.items()) if count > 1)
     if record.problems and not record.rows:
         return
-    yield from (f"RECORD lists {name}, which is missing." for name in sorted(record.rows.keys() - present.keys()))
+    yield from (
+        f"RECORD lists {shown(name)}, which is missing." for name in sorted(record.rows.keys() - present.keys())
+    )
     for name in sorted(present.keys() - own):
         row, file = record.rows.get(name), seen.get(name)
         if row is None:
-            yield f"RECORD does not list {name}."
+            yield f"RECORD does not list {shown(name)}."
         elif not row.algorithm and not name.endswith(".pyc"):
-            yield f"RECORD has no hash of {name}."
+            yield f"RECORD has no hash of {shown(name)}."
         elif file is not None and not _agrees(row, file):
-            yield f"RECORD has another hash or size for {name}."
+            yield f"RECORD has another hash or size for {shown(name)}."
 
 
 def _agrees(row: Row, file: Seen) -> bool:

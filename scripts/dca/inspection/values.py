@@ -210,6 +210,7 @@ class Inspection(Document):
         unfit: why it does not serve the requested model or run on the requested archs.
         form: what was inspected.
         unread: files that can hold compiled code and are not looked into.
+        installs: what it installs besides its own package, in words: other packages, commands, .pth files.
         answer: whether it runs on the GPU, driver and torch that were asked for; None if none was.
         file: name of the wheel.
         sha256: SHA-256 of the file.
@@ -251,6 +252,7 @@ class Inspection(Document):
     unfit: tuple[str, ...] = ()
     form: Literal["wheel", "file", "folder"] = "wheel"
     unread: tuple[Unread, ...] = ()
+    installs: tuple[str, ...] = ()
     answer: Answer | None = None
 
     def module(self, path: str) -> InspectedModule | None:

@@ -9,9 +9,10 @@ completes what is unfinished.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -19,7 +20,7 @@ from packaging.version import InvalidVersion, Version
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import admit, layout, pages
+from dca.publish import admit, layout, pages, statement
 from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
 from dca.publish.records import Known, parse_record, read_records
@@ -37,6 +38,7 @@ __all__ = [
     "listing",
     "publish",
     "remove",
+    "sign",
     "unyank",
     "yank",
 ]
@@ -94,6 +96,7 @@ def publish(
         known = read_records(place)
         _check_free(hashes, known)
         ready = [_whole(candidate, known, shared, cache) for candidate in candidates]
+        place.check_room(sum(_size(candidate, place) for candidate in ready))
         before = {candidate.record.file: known.listed(candidate.record.file) for candidate in ready}
         after = {}
         for candidate in ready:
@@ -102,43 +105,49 @@ def publish(
             after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
         for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):
             reporter.progress(number, len(ready), record.file)
-            if record != before[record.file]:
-                _place(candidate, record, place, new=before[record.file] is None)
+            _place(candidate, record, place, heal=before[record.file] is not None)
         place.barrier()
         known.write(record for name, record in after.items() if record != before[name])
-        settings = _settle(known, url=additions.url)
+        settled = _settle(known, url=additions.url, signing=Signing(additions.signers, frozenset(after)))
     return Published(
         index=place.name,
-        url=settings.url,
+        url=settled.url,
+        statements=settled.statements,
         added=tuple(record for name, record in after.items() if before[name] is None),
         changed=tuple(record for name, record in after.items() if before[name] not in (None, record)),
         unchanged=tuple(record for name, record in after.items() if before[name] == record),
     )
 
 
-def yank(names: Sequence[str], reason: str, place: Place) -> Published:
+def yank(names: Sequence[str], reason: str, place: Place, signers: Sequence[Signer] = ()) -> Published:
     """Yank wheels (PEP 592): they stay in the index, but installers choose them only for that exact version.
+
+    Args:
+        names: of wheels, or versions.
+        reason: which installers show.
+        place: the index.
+        signers: sign the statement of the index; without them a statement that no longer fits is removed.
 
     Raises:
         DcaError: DCA-903 for a name that is not in the index.
     """
     text = " ".join("".join(character if character.isprintable() else " " for character in reason).split())
-    return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
+    return _change(names, place, lambda record: record.model_copy(update={"yanked": text}), signers)
 
 
-def unyank(names: Sequence[str], place: Place) -> Published:
-    """Undo a yank.
+def unyank(names: Sequence[str], place: Place, signers: Sequence[Signer] = ()) -> Published:
+    """Undo a yank; the arguments are those of `yank`.
 
     Raises:
         DcaError: DCA-903 for a name that is not in the index.
     """
-    return _change(names, place, lambda record: record.model_copy(update={"yanked": None}))
+    return _change(names, place, lambda record: record.model_copy(update={"yanked": None}), signers)
 
 
-def remove(names: Sequence[str], place: Place) -> Published:
+def remove(names: Sequence[str], place: Place, signers: Sequence[Signer] = ()) -> Published:
     """Remove wheels with their evidence; their names stay reserved for the same bytes.
 
-    Removing a removed wheel is no error, so an interrupted command can be repeated.
+    Removing a removed wheel is no error, so an interrupted command can be repeated. The arguments are those of `yank`.
 
     Raises:
         DcaError: DCA-903 for a name that was never in the index.
@@ -147,19 +156,36 @@ def remove(names: Sequence[str], place: Place) -> Published:
     def leave(record: Record) -> Record:
         return record.model_copy(update={"state": "leaving"}) if record.state == "listed" else record
 
-    return _change(names, place, leave, removed=True)
+    return _change(names, place, leave, signers, removed=True)
 
 
-def gc(place: Place) -> Published:
+def sign(place: Place, signers: Sequence[Signer]) -> Published:
+    """Update the pages, and sign the index as it is now, also if its statement still fits: with a new number and date.
+
+    Raises:
+        DcaError: DCA-904 if there is no index, DCA-908 for a damaged record.
+    """
+    with place.writing():
+        settled = _settle(read_records(place), signing=Signing(signers, again=True))
+    return Published(index=place.name, url=settled.url, statements=settled.statements)
+
+
+def gc(place: Place, signers: Sequence[Signer] = ()) -> Published:
     """Delete files that belong to no wheel, such as leftovers of interrupted commands, and update the pages."""
     with place.writing():
         known = read_records(place)
-        settings = _settle(known)
+        settled = _settle(known, signing=Signing(signers))
         named = {path for record in known.records() for path in _paths(record)}
         strays = place.strays(named)
         place.delete(sorted(strays))
         place.barrier()
-    return Published(index=place.name, url=settings.url, deleted=tuple(sorted(strays)), freed=sum(strays.values()))
+    return Published(
+        index=place.name,
+        url=settled.url,
+        statements=settled.statements,
+        deleted=tuple(sorted(strays)),
+        freed=sum(strays.values()),
+    )
 
 
 def listing(place: Place) -> Listing:
@@ -191,7 +217,7 @@ def _files(wheels: Sequence[Path]) -> list[Path]:
 
 
 def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
-    """The record of the same bytes if they are listed; they need not be inspected again.
+    """The record of the same bytes if they are listed and undamaged; they need not be inspected again.
 
     Raises:
         DcaError: DCA-902 if the name belongs to other bytes; reported before any other work.
@@ -205,7 +231,16 @@ def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
         return None
     if record.sha256 != sha256:
         raise taken(wheel.name, record.sha256, sha256)
-    return record if record.state == "listed" else None
+    if record.state != "listed" or not all(place.has(path, sha256) for path, sha256 in _paths(record).items()):
+        return None
+    return record
+
+
+def _size(candidate: Candidate, place: Place) -> int:
+    """Bytes that publishing a wheel writes."""
+    content = sum(map(len, candidate.evidence.values())) + len(candidate.metadata)
+    there = place.has(layout.wheel(candidate.record.file), candidate.record.sha256) if candidate.whole else True
+    return content + (0 if there else candidate.record.bytes)
 
 
 def _check_free(wheels: dict[Path, str], known: Known) -> None:
@@ -265,11 +300,28 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
 def _signed(
     record: Record, was: Record | None, candidate: Candidate, place: Place, signers: Sequence[Signer]
 ) -> Record:
-    """A record with the signatures of its documents; their content is added to the candidate's evidence."""
+    """A record with the signatures of its documents; their content is added to the candidate's evidence.
+
+    Raises:
+        DcaError: DCA-908 for evidence of an earlier command that is damaged.
+    """
     envelopes = {name.split(".")[0] for names in proof_of.ENVELOPES.values() for name in names}
     proofs = {proof.kind: proof for proof in record.evidence if proof.kind not in envelopes}
     before = {proof.kind: proof for proof in was.evidence if proof.kind not in envelopes} if was else {}
-    kept = {proof.kind: proof for proof in record.evidence} if before == proofs else dict(proofs)
+    for proof in proofs.values():
+        if proof.path not in candidate.evidence and not place.has(proof.path, proof.sha256):
+            raise DcaError(
+                "DCA-908",
+                f"{proof.path} is not the file that its record names, and was not made here.",
+                remedy=f"give the report `{proof.kind}` again with --evidence FILE.",
+            )
+    kept = dict(proofs)
+    if before == proofs:
+        kept |= {
+            proof.kind: proof
+            for proof in record.evidence
+            if proof.kind in envelopes and place.has(proof.path, proof.sha256)
+        }
     contents = {
         proof_of.BY_KIND[kind]: candidate.evidence.get(proof.path) or place.read(proof.path)
         for kind, proof in proofs.items()
@@ -283,18 +335,30 @@ def _signed(
     return record.model_copy(update={"evidence": tuple(kept[kind] for kind in sorted(kept))})
 
 
-def _place(candidate: Candidate, record: Record, place: Place, *, new: bool) -> None:
-    """Write the files that a record will name."""
-    if new:
-        place.put(layout.wheel(record.file), candidate.wheel, record.sha256)
-        place.put(layout.metadata(record.file), candidate.metadata, record.metadata_sha256)
+def _place(candidate: Candidate, record: Record, place: Place, *, heal: bool) -> None:
+    """Write the files that a record will name, as far as they are not there as it names them.
+
+    Args:
+        candidate: has the files.
+        record: names them.
+        place: the index.
+        heal: whether the stored record already names them.
+    """
+    if candidate.whole:
+        place.put(layout.wheel(record.file), candidate.wheel, record.sha256, heal=heal)
+        place.put(layout.metadata(record.file), candidate.metadata, record.metadata_sha256, heal=heal)
     for proof in record.evidence:
         if proof.path in candidate.evidence:
-            place.put(proof.path, candidate.evidence[proof.path], proof.sha256)
+            place.put(proof.path, candidate.evidence[proof.path], proof.sha256, heal=heal)
 
 
 def _change(
-    names: Sequence[str], place: Place, change: Callable[[Record], Record], *, removed: bool = False
+    names: Sequence[str],
+    place: Place,
+    change: Callable[[Record], Record],
+    signers: Sequence[Signer],
+    *,
+    removed: bool = False,
 ) -> Published:
     with place.writing():
         known = read_records(place)
@@ -302,10 +366,11 @@ def _change(
         after = {name: change(record) for name, record in before.items()}
         changed = {name: record for name, record in after.items() if record != before[name]}
         known.write(changed.values())
-        settings = _settle(known)
+        settled = _settle(known, signing=Signing(signers, frozenset(changed)))
     return Published(
         index=place.name,
-        url=settings.url,
+        url=settled.url,
+        statements=settled.statements,
         changed=tuple(changed.values()),
         unchanged=tuple(record for name, record in after.items() if name not in changed),
     )
@@ -357,10 +422,7 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
 
 def _paths(record: Record) -> dict[str, str]:
     """Paths of the files that belong to a wheel, with their sha256."""
-    if record.state != "listed":
-        return {}
-    own = {layout.wheel(record.file): record.sha256, layout.metadata(record.file): record.metadata_sha256}
-    return own | {proof.path: proof.sha256 for proof in record.evidence}
+    return statement.files_of(record) if record.state == "listed" else {}
 
 
 def _settings(place: Place) -> Settings:
@@ -370,18 +432,44 @@ def _settings(place: Place) -> Settings:
         return Settings()
 
 
-def _settle(known: Known, *, url: str | None = None) -> Settings:
-    """Update the pages to the records, and delete the files of removed wheels.
+@dataclass(frozen=True)
+class Signing:
+    """How the statement of an index is signed.
+
+    Args:
+        signers: who signs; empty for nobody.
+        changed: names of the wheels that the command changes.
+        again: whether a statement that still fits is signed again.
+    """
+
+    signers: Sequence[Signer] = ()
+    changed: frozenset[str] = frozenset()
+    again: bool = False
+
+
+class Settled(NamedTuple):
+    """An index after a command: where it is served, and what became of its statements."""
+
+    url: str
+    statements: tuple[str, ...]
+
+
+def _settle(known: Known, *, url: str | None = None, signing: Signing) -> Settled:
+    """Update the pages to the records, delete the files of removed wheels, and sign what is then there.
 
     Args:
         known: the index.
         url: new URL where the index is served; None keeps the current one.
+        signing: how it is signed.
     """
     place = known.place
-    settings = _settings(place)
-    if url is not None and url != settings.url:
-        settings = Settings(url=url)
+    before = _settings(place)
+    settings = before if url is None else before.model_copy(update={"url": url})
+    if signing.signers and not settings.id:
+        settings = settings.model_copy(update={"id": statement.new_id()})
+    if settings != before:
         place.put_page(layout.SETTINGS, documents.dumps(settings))
+    says: dict[str, None] = {}
     for _ in range(ROUNDS):
         made = pages.render(known.records(), settings)
         for path, content in made.items():
@@ -400,6 +488,44 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
         known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
         place.put_page(layout.SUMS, known.sums())
         place.barrier()
+        says |= dict.fromkeys(_state(known, settings, made, signing))
+        place.barrier()
+        # What others changed meanwhile is signed too, but a statement that fits is not signed again.
+        signing = replace(signing, again=False)
         if place.alone or not known.refresh():
             break
-    return settings
+    return Settled(settings.url, tuple(says))
+
+
+def _state(known: Known, settings: Settings, made: Mapping[str, bytes], signing: Signing) -> Iterator[str]:
+    """Sign the statement of the index, or remove one that no longer fits; yields what was done.
+
+    Args:
+        known: the index.
+        settings: of it.
+        made: its pages.
+        signing: how it is signed.
+    """
+    place, by = known.place, {signer.scheme: signer for signer in signing.signers}
+    for scheme, path in layout.STATEMENTS.items():
+        try:
+            envelope = place.read(path)
+        except FileNotFoundError:
+            envelope = b""
+        signer = by.get(scheme)
+        if signer is None:
+            earlier = statement.unchecked(scheme, envelope)
+            fits = earlier and settings.id and earlier.says_the_same(statement.made(known.records(), settings, made))
+            if envelope and not fits:
+                place.delete([path])
+                yield f"{path} was removed: it no longer fits; `dca index sign` signs the index again"
+            continue
+        payload = signer.own(envelope) if envelope else None
+        previous = statement.parse_if_whole(payload) if payload else None
+        now = statement.made(known.records(), settings, made, previous)
+        if previous and not signing.again and previous.says_the_same(now):
+            continue
+        if previous:
+            yield from statement.differences(previous.statement, now.statement, signing.changed)
+        place.put_page(path, signer.sign(now.payload()))
+        yield f"{path} is signed {signer.says}"

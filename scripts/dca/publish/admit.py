@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 from pydantic import ValidationError
 
 from dca import inspection
 from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
-from dca.inspection import Inspection
+from dca.inspection import Inspection, metadata
 from dca.publish import layout
-from dca.publish.records import reason
-from dca.publish.values import Evidence, Record
+from dca.publish.values import Evidence, Record, reason
 from dca.smoke.values import Smoke
-from dca.trust import evidence
+from dca.trust import evidence, signing
 
-MOST_PROBLEMS = 20
+MOST_PROBLEMS, MOST_INSTALLS = 20, 5
 LARGEST_EVIDENCE = 64 << 20
 INSPECTION, SMOKE = "inspection", "smoke"
 
@@ -158,12 +156,12 @@ def admit(
         raise DcaError("DCA-701", f"{wheel.name} is not the name of a wheel.", why=why, remedy="name a .whl file.")
     texts: dict[str, tuple[bytes, str]] = {}
     if published is not None:
-        record, metadata = published, b""
+        record, content = published, b""
     else:
         inspected = inspection.inspect(wheel, asked=None)
         _refuse(wheel, inspected, sha256)
-        metadata = _metadata(wheel)
-        record = _record(inspected, store.sha256_bytes(metadata))
+        content = _metadata(wheel)
+        record = record_of(inspected, store.sha256_bytes(content))
         texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
     if kept := _kept_smoke(own, sha256):
@@ -174,8 +172,8 @@ def admit(
     # Published evidence stays: the same wheel, built at another time, has another provenance.
     kinds = {proof.kind for proof in record.evidence} | {report.kind for report in reports}
     texts |= {
-        name: (own[name], says)
-        for name, says in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
+        name: (own[name], words)
+        for name, words in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
         if name in own and name.split(".")[0] not in kinds
     }
     for report in reports:
@@ -184,12 +182,12 @@ def admit(
         texts[report.kind + report.suffix] = (report.content, report.says)
     proofs = {proof.kind: proof for proof in record.evidence}
     contents: dict[str, bytes] = {}
-    for name, (content, says) in texts.items():
-        proof = placed(sha256, name, content, says)
+    for name, (text, words) in texts.items():
+        proof = placed(sha256, name, text, words)
         proofs[proof.kind] = proof
-        contents[proof.path] = content
+        contents[proof.path] = text
     record = record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
-    return Candidate(wheel, record, metadata, contents, published is None)
+    return Candidate(wheel, record, content, contents, published is None)
 
 
 def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
@@ -209,10 +207,6 @@ def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
     problems = list(inspected.problems)
     if inspected.sha256 != sha256:
         problems.append("the file changed during the inspection.")
-    try:
-        SpecifierSet(inspected.requires_python)
-    except InvalidSpecifier as error:
-        problems.append(f"METADATA's Requires-Python is invalid: {error}.")
     local = _segments(inspected.version)
     named = _cuda_in(local)
     if inspected.recorded and named and inspected.recorded.cuda and named != inspected.recorded.cuda:
@@ -267,10 +261,34 @@ def _smoke(smoke: Smoke) -> str:
 
 
 def _inspected(inspected: Inspection) -> str:
-    return f"{len(inspected.problems)} problems" if inspected.problems else "nothing wrong found"
+    found = f"{len(inspected.problems)} problems" if inspected.problems else "nothing wrong found"
+    some, rest = inspected.installs[:MOST_INSTALLS], len(inspected.installs) - MOST_INSTALLS
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{found}; also installs {', '.join(some)}{more}" if some else found
 
 
-def _record(inspected: Inspection, metadata_sha256: str) -> Record:
+def says(kind: str, content: bytes) -> str | None:
+    """What a record says of a piece of evidence, in a few words; None if this tool does not read such evidence.
+
+    Args:
+        kind: of the evidence.
+        content: of its file.
+    """
+    path = Path(kind)
+    try:
+        if kind == SMOKE:
+            return _smoke(documents.parse(Smoke, content, path))
+        if kind == INSPECTION:
+            return _inspected(documents.parse(Inspection, content, path))
+        if kind == evidence.ENVELOPES["dsse"][0].split(".")[0] or kind == evidence.ENVELOPES["dsse"][1].split(".")[0]:
+            return signing.says(content)
+    except (DcaError, signing.BadSignatureError):
+        # Whoever checks the document itself says what is wrong with it.
+        return None
+    return {"sbom": "CycloneDX", "provenance": "SLSA v1"}.get(kind)
+
+
+def record_of(inspected: Inspection, metadata_sha256: str) -> Record:
     """The record of a wheel, without its evidence.
 
     Raises:
@@ -325,5 +343,4 @@ def _cuda_in(local: list[str]) -> str:
 
 def _metadata(wheel: Path) -> bytes:
     with zips.opened(wheel) as archive:
-        name = next(member for member in archive.namelist() if member.endswith(".dist-info/METADATA"))
-        return zips.read(archive, name)
+        return metadata.read_own(archive, "METADATA")

@@ -130,20 +130,32 @@ class Bucket:
                 raise
             return content
 
-    def put(self, path: str, content: bytes | Path, sha256: str) -> None:
-        """Write a file that records name with its hash; a file with another hash is never replaced."""
-        name = inside(path).rsplit("/", 1)[-1]
-        if (theirs := self._sha256(path)) == sha256:
+    def has(self, path: str, sha256: str) -> bool:
+        """Whether there is a file with that hash."""
+        with _store_errors(self.name):
+            return self._sha256(inside(path)) == sha256
+
+    def check_room(self, size: int) -> None:
+        """Nothing to check: a store says so itself when it is full."""
+
+    def put(self, path: str, content: bytes | Path, sha256: str, *, heal: bool = False) -> None:
+        """Write a file that a record names with its hash; no record names this path with another one."""
+        head = self._head(inside(path))
+        theirs = self._sha256(path, head) if head is not None else None
+        if theirs == sha256:
             return
-        if theirs is not None:
-            raise taken(name, theirs, sha256)
+        if theirs is not None and not heal:
+            # Another publisher may be about to name it in a record.
+            raise taken(path.rsplit("/", 1)[-1], theirs, sha256)
+        # Only over what was read: another publisher may be writing too.
+        condition = {"IfNoneMatch": "*"} if head is None else {"IfMatch": head["ETag"]}
         try:
-            self._put(path, content, FOREVER, sha256=sha256, IfNoneMatch="*")
+            self._put(path, content, FOREVER, sha256=sha256, **condition)
         except _errors() as error:
-            if _code(error) not in REFUSED:
+            if _code(error) not in (*REFUSED, *NOT_THERE):
                 raise
             if (theirs := self._sha256(path)) != sha256:
-                raise taken(name, str(theirs), sha256) from None
+                raise taken(path.rsplit("/", 1)[-1], str(theirs), sha256) from None
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:
         """Write a record if the stored one is still the one that was read."""
@@ -184,21 +196,30 @@ class Bucket:
                 yield item["Key"].removeprefix(self._prefix), item
 
     def _head(self, path: str) -> Any:
-        """The description of a stored file; None if there is no such file."""
+        """The description of a stored file, with the store's own hash of it; None if there is no such file."""
         try:
-            return self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+            return self._client.head_object(Bucket=self._bucket, Key=self._prefix + path, ChecksumMode="ENABLED")
         except _errors() as error:
             if _code(error) in NOT_THERE:
                 return None
             raise
 
-    def _sha256(self, path: str) -> str | None:
-        """The hash of a stored file, from its metadata or else from its bytes; None if there is no such file."""
-        head = self._head(path)
+    def _sha256(self, path: str, head: Any = None) -> str | None:
+        """The hash of a stored file; None if there is no such file.
+
+        The store's own hash is that of the bytes; what stands in the metadata, whoever wrote them has chosen.
+
+        Args:
+            path: of the file.
+            head: its description, if it is known.
+        """
+        head = head or self._head(path)
         if head is None:
             return None
-        if value := head.get("Metadata", {}).get("sha256"):
-            return str(value)
+        # That of a file in parts is another kind of hash, and ends with their number.
+        if (value := head.get("ChecksumSHA256")) and head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(value, validate=True).hex()
         seen = hashlib.sha256()
         body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"]
         for block in body.iter_chunks(1 << 20):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dca.foundation import documents, store, zips
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
-from dca.publish import layout, pages
-from dca.publish.folder import Folder, to_read
+from dca.inspection import metadata
+from dca.publish import layout
+from dca.publish import pages as all_pages
+from dca.publish.folder import MAY_BE_LINKS, Folder, to_read
 from dca.publish.records import parse_record, sums
 from dca.publish.values import Record, Settings
 
@@ -33,26 +36,37 @@ class Checked(Value):
         return not self.wrong and not self.behind
 
 
-def check(root: Path) -> Checked:
+RECORDS = "does not match the records"
+
+
+def check(root: Path, pages: Mapping[str, str] | None = None, words: str = RECORDS) -> Checked:
     """Read every byte of an index in a folder, without a lock and without writing.
 
     Args:
         root: the folder.
+        pages: sha256 of the pages by path; None for those that the records give.
+        words: what is wrong with a page of another content.
 
     Raises:
         DcaError: DCA-904 if it is not an index.
     """
-    Folder(root).check()
+    if not (root / layout.ALL / layout.JSON).is_file():
+        Folder(root).check()
     wrong: list[str] = []
     records = _records(root, wrong)
     listed = [record for record in records if record.state == "listed"]
     for record in listed:
         wrong += _wheel(root, record)
-    behind = [*_differences(root, records), *_changed_records(root)]
+    # The tool's own folder need not be copied with an index.
+    behind = [*_settings(root), *_changed_records(root)] if (root / layout.OWN).exists() else []
+    expected = _expected(root, records) if pages is None else pages
+    behind += _differences(root, expected, words)
     known = {path for record in listed for path in (layout.wheel(record.file), layout.metadata(record.file))}
     known |= {proof.path for record in listed for proof in record.evidence}
     known |= {layout.record(record.file) for record in records}
     for relative, path in store.walk(root):
+        if relative in MAY_BE_LINKS and path.is_dir():
+            continue
         if path.is_symlink() or not path.is_file():
             wrong.append(f"{layout.shown(relative)} is not a regular file.")
         if relative.split("/")[0] in (layout.FILES, layout.EVIDENCE, layout.RECORDS) and relative not in known:
@@ -73,7 +87,7 @@ def _records(root: Path, wrong: list[str]) -> list[Record]:
         except DcaError as error:
             wrong.append(f"{error.what} {error.why}")
             continue
-        if documents.dumps(record) != content:
+        if documents.canonical(json.loads(content)) != content:
             wrong.append(f"{layout.RECORDS}/{path.name} is not in the form that this tool writes.")
         records.append(record)
     return records
@@ -102,29 +116,40 @@ def _wheel(root: Path, record: Record) -> Iterator[str]:
 def _metadata(wheel: Path, record: Record) -> Iterator[str]:
     try:
         with zips.opened(wheel) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-            if [store.sha256_bytes(zips.read(archive, name)) for name in names[:1]] != [record.metadata_sha256]:
+            if store.sha256_bytes(metadata.read_own(archive, "METADATA")) != record.metadata_sha256:
                 yield f"{layout.metadata(record.file)} is not the METADATA inside the wheel."
-    except zips.UNREADABLE as error:
+    except (KeyError, ValueError, *zips.UNREADABLE) as error:
         yield f"{layout.wheel(record.file)} is not a wheel: {str(error)!a}."
 
 
-def _differences(root: Path, records: list[Record]) -> Iterator[str]:
-    """Pages that do not match the records."""
+def _settings(root: Path) -> Iterator[str]:
+    """Problems of the settings, which need not be served."""
+    file = root / layout.SETTINGS
+    if not file.is_file() or file.is_symlink():
+        yield f"{layout.SETTINGS} is missing."
+        return
     try:
-        settings = documents.read(Settings, root / layout.SETTINGS)
-        if documents.dumps(settings) != (root / layout.SETTINGS).read_bytes():
+        documents.read(Settings, file)
+        if documents.canonical(json.loads(file.read_bytes())) != file.read_bytes():
             yield f"{layout.SETTINGS} is not in the form that this tool writes."
     except DcaError as error:
         yield f"{layout.SETTINGS} cannot be read: {error.why}."
-        settings = Settings()
-    expected = pages.render(records, settings)
-    for path, content in expected.items():
+
+
+def _expected(root: Path, records: list[Record]) -> dict[str, str]:
+    """The sha256 of each page that the records give, by path."""
+    settings = documents.read_if_whole(Settings, root / layout.SETTINGS) or Settings()
+    return {path: store.sha256_bytes(content) for path, content in all_pages.render(records, settings).items()}
+
+
+def _differences(root: Path, expected: Mapping[str, str], words: str) -> Iterator[str]:
+    """Pages that are not as they should be."""
+    for path, sha256 in expected.items():
         file = root / path
         if not file.is_file() or file.is_symlink():
             yield f"{path} is missing."
-        elif file.read_bytes() != content:
-            yield f"{path} does not match the records."
+        elif store.sha256_file(file) != sha256:
+            yield f"{path} {words}."
     for view in sorted(root.iterdir()):
         if layout.VIEW.fullmatch(view.name) and view.is_dir() and not view.is_symlink():
             for relative, _ in store.walk(view):

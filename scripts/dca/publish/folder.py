@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dca.foundation import documents, store
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, disk_full
 from dca.publish import layout
 from dca.publish.place import inside
 from dca.publish.values import Settings
@@ -140,18 +139,35 @@ class Folder:
         """A file's content."""
         return to_read(self.root, path).read_bytes()
 
-    def put(self, path: str, content: bytes | Path, sha256: str) -> None:
+    def has(self, path: str, sha256: str) -> bool:
+        """Whether there is a file with that hash, which no other name shares and which the web server can read."""
+        target = to_write(self.root, path)
+        if target.is_symlink() or not target.is_file():
+            return False
+        status = target.stat()
+        own = status.st_nlink == 1 and status.st_mode & 0o444 == 0o444
+        return own and store.sha256_file(target) == sha256
+
+    def check_room(self, size: int) -> None:
+        """Check that the disk has so many bytes left."""
+        folder = next(
+            path for path in (self.root / layout.FILES, self.root, *self.root.absolute().parents) if path.exists()
+        )
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise disk_full(f"at {folder}", f"{size:,} bytes are needed, and {free:,} are left.")
+
+    def put(self, path: str, content: bytes | Path, sha256: str, *, heal: bool = False) -> None:  # noqa: ARG002 - locked
         """Write a file; no record names this path with another hash, so an existing file may be replaced."""
         target = to_write(self.root, path)
-        if target.is_file() and not target.is_symlink() and store.sha256_file(target) == sha256:
+        if self.has(path, sha256):
             return
         if isinstance(content, bytes):
             self._write(target, content)
             return
         with store.incoming(self._staged(target)) as part:
-            if not _linked(content, part):
-                shutil.copyfile(content, part)
-                part.chmod(0o644)
+            # A copy of its own: what changes the wheel where it was built does not change it here.
+            shutil.copyfile(content, part)
+            part.chmod(0o644)
             _sync(part)
             # The file may have been changed since it was inspected.
             if (afterwards := store.sha256_file(part)) != sha256:
@@ -275,21 +291,6 @@ def _make(folder: Path) -> None:
 
 def _signature(status: os.stat_result) -> str:
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-
-
-def _linked(source: Path, part: Path) -> bool:
-    """Try to hard-link a file as `part`, so that no bytes are copied within a file system; whether it worked."""
-    status = source.stat()
-    # A hard link shares owner and mode, and the web server must be able to read the file.
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != 0o644:
-        return False
-    link = part.with_name(f"{part.name}.link")
-    try:
-        os.link(source.resolve(), link)
-    except OSError:
-        return False
-    link.replace(part)
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@
     simple/…, cu124/…                the simple repository API: all wheels, and those of each CUDA version
     files/NAME.whl, NAME.whl.metadata
     evidence/SHA256/…                the evidence of the wheel with that hash
+    index-dsse.json                  the signed statement of the index, or index-sigstore.json
     records/NAME.whl.json            the record of a wheel; all pages are generated from the records
     .dca/                            the lock, and the hashes of the records that the pages were generated from
 
@@ -25,6 +26,8 @@ FRONT = "index.html"
 HTML, JSON = "index.html", "index.json"
 # Without this file GitHub Pages would run Jekyll, which leaves out files.
 AS_IT_IS = ".nojekyll"
+# The signed statement of the index by signature scheme.
+STATEMENTS = {"dsse": "index-dsse.json", "sigstore": "index-sigstore.json"}
 VIEW = re.compile(r"simple|cu[0-9]{2,4}")
 # Names without characters that a file system, a URL or a command line treats specially.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
@@ -67,6 +70,14 @@ def is_plain(path: str) -> bool:
     """Whether a path is printable and stays below its folder, on any operating system."""
     parts = path.split("/")
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(parts)
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is that of a page: the front page, or one of a view."""
+    view, _, rest = path.partition("/")
+    project, slash, name = rest.rpartition("/")
+    of_view = VIEW.fullmatch(view) and name in (HTML, JSON) and (not slash or PROJECT.fullmatch(project))
+    return path in (FRONT, AS_IT_IS) or bool(of_view)
 
 
 def is_folder_url(url: str) -> bool:

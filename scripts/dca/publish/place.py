@@ -54,11 +54,27 @@ class Place(Protocol):
             FileNotFoundError: if there is no such file.
         """
 
-    def put(self, path: str, content: bytes | Path, sha256: str) -> None:
-        """Write a file that a record will name with its hash; a file with the same content is kept.
+    def has(self, path: str, sha256: str) -> bool:
+        """Whether there is a file with that hash; it is read, not believed."""
+
+    def check_room(self, size: int) -> None:
+        """Check that so many bytes can be written.
 
         Raises:
-            DcaError: DCA-902 if there is another file that cannot be replaced.
+            DcaError: DCA-101 if the disk is too full.
+        """
+
+    def put(self, path: str, content: bytes | Path, sha256: str, *, heal: bool = False) -> None:
+        """Write a file that a record will name with its hash; a file with the same content is kept.
+
+        Args:
+            path: of the file.
+            content: of it.
+            sha256: of the content.
+            heal: whether a record already names it with this hash, so that other content there is damaged.
+
+        Raises:
+            DcaError: DCA-902 if another publisher has just written another one.
         """
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:

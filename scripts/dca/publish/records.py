@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import Place, raced
-from dca.publish.values import Record
+from dca.publish.values import Record, reason
 
 # Records that are read at the same time: a bucket takes some 30 ms to answer for each.
 READERS = 8
@@ -132,13 +130,3 @@ def parse_record(name: str, content: bytes) -> Record:
             remedy="restore it from a copy, or delete it and publish the wheel again.",
         ) from None
     return record
-
-
-def reason(error: Exception) -> str:
-    """The damaged key of a record and what is wrong with it."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    words = first["msg"].removeprefix("Value error, ")
-    return f"{key if layout.is_plain(key) else ascii(key)}: {words}" if key else words

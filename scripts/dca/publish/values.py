@@ -13,7 +13,7 @@ from re import Pattern
 from typing import Annotated, ClassVar, Literal
 
 from packaging.utils import parse_wheel_filename
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from dca.foundation.documents import Document, Value
 from dca.publish import layout
@@ -50,13 +50,31 @@ def _size(value: int) -> int:
     return value
 
 
+def _number(value: int) -> int:
+    if not 0 < value < MOST_BYTES:
+        raise ValueError(f"{value:.3g} is not the number of a statement")
+    return value
+
+
 def _no_control(value: str) -> bool:
     return not any(unicodedata.category(character) == "Cc" for character in value)
+
+
+def reason(error: Exception) -> str:
+    """The damaged key of a document of an index and what is wrong with it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    words = first["msg"].removeprefix("Value error, ")
+    return f"{key if layout.is_plain(key) else ascii(key)}: {words}" if key else words
 
 
 Sha256 = Annotated[str, _matches(layout.SHA256, "a sha256")]
 Size = Annotated[int, AfterValidator(_size)]
 Text = Annotated[str, _is(_no_control, "text without control characters")]
+Id = Annotated[str, _matches(r"[0-9a-f]{32}", "the random number of an index")]
+Number = Annotated[int, AfterValidator(_number)]
 Kind = Annotated[str, _matches(layout.KIND, "a kind of evidence")]
 Project = Annotated[str, _matches(layout.PROJECT, "the canonical name of a project")]
 File = Annotated[str, _matches(layout.PLAIN_NAME, "the name of a wheel")]
@@ -172,11 +190,13 @@ class Settings(Document):
 
     Args:
         url: URL where the index is served, with a slash at the end; empty if unknown.
+        id: a random number that its signed statements name; empty before the first.
     """
 
     SCHEMA: ClassVar[str] = "dca.index/1"
 
     url: FolderUrl = ""
+    id: Literal[""] | Id = ""
 
 
 class Published(Document):
@@ -190,6 +210,7 @@ class Published(Document):
         unchanged: records of wheels that were already published with the same bytes.
         deleted: paths of deleted files in the index.
         freed: total size of the deleted files in bytes.
+        statements: what became of the signed statements of the index, in words.
     """
 
     SCHEMA: ClassVar[str] = "dca.publish/1"
@@ -201,6 +222,7 @@ class Published(Document):
     unchanged: tuple[Record, ...] = ()
     deleted: tuple[str, ...] = ()
     freed: int = 0
+    statements: tuple[str, ...] = ()
 
 
 class Listing(Document):

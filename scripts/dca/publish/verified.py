@@ -1,33 +1,54 @@
-"""Checks an index, in a folder or at a URL, and each of its wheels against its evidence."""
+"""Checks an index, in a folder or at a URL, and each of its wheels against its evidence and its signed statement."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import hashlib
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
-from urllib.parse import urljoin
+from typing import ClassVar, Protocol
 
-from dca.foundation import store
-from dca.foundation.documents import Document
+from packaging.requirements import InvalidRequirement
+from packaging.utils import canonicalize_name
+
+from dca import inspection
+from dca.catalogue.toolkits import load_versions
+from dca.foundation import data, store, zips
+from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.foundation.secrets import redact
-from dca.publish import layout, pages
-from dca.publish.check import check
+from dca.inspection import metadata
+from dca.publish import admit, layout, pages, statement
+from dca.publish.check import RECORDS, check
 from dca.publish.folder import to_read
-from dca.publish.place import inside
-from dca.publish.records import parse_record, reason
-from dca.publish.values import Record, Settings
-from dca.sources import index
-from dca.trust import evidence
-from dca.trust.verify import Trusted, Verification, verify
+from dca.publish.records import parse_record
+from dca.publish.seen import Memory
+from dca.publish.statement import Signed
+from dca.publish.values import Record, Settings, reason
+from dca.publish.web import CLIENTS, HTML, JSON, Given, Served, UnaskedError
+from dca.trust import evidence, signing
+from dca.trust.signing import BadSignatureError
+from dca.trust.verify import Finding, Trusted, Verification, verify_inspected
 
-if TYPE_CHECKING:
-    import requests
+__all__ = ["Folder", "Memory", "Served", "VerifiedIndex", "verify_index"]
 
-# Larger than a page of ten thousand wheels.
-PAGE_BYTES = 1 << 26
+# How often an index that changes meanwhile is checked again.
+_ROUNDS = 3
+# The fields of a record that the wheel itself decides.
+_CLAIMS = (
+    "project",
+    "version",
+    "requires_python",
+    "metadata_sha256",
+    "tags",
+    "cuda",
+    "archs",
+    "torch",
+    "recipe",
+    "bytes",
+)
+_UNSIGNED = "whoever can write to the index can hide wheels, undo yanks and add projects; `dca index sign` signs it"
 
 
 class VerifiedIndex(Document):
@@ -35,15 +56,17 @@ class VerifiedIndex(Document):
 
     Args:
         index: the folder or URL.
-        pages: number of pages that were compared with the records.
+        pages: number of pages that were checked.
+        findings: about the index as a whole: its signed statement, and its age.
         problems: of pages, records and files.
         wheels: the result for each wheel.
     """
 
-    SCHEMA: ClassVar[str] = "dca.verified-index/1"
+    SCHEMA: ClassVar[str] = "dca.verified-index/2"
 
     index: str
     pages: int
+    findings: tuple[Finding, ...]
     problems: tuple[str, ...]
     wheels: tuple[Verification, ...]
 
@@ -62,17 +85,30 @@ class Source(Protocol):
         Raises:
             FileNotFoundError: if there is no such file.
             DcaError: DCA-904 and 908 if its path leads out of the index.
+            UnaskedError: if it leads to another host.
         """
+
+    def given(self, folder: str, client: str) -> Given | None:
+        """What a client is given for a page; None if there is nothing, or no server."""
 
     def wheel(self, record: Record, folder: Path) -> Path:
         """The local path of a wheel; `folder` takes a downloaded one.
 
         Raises:
             FileNotFoundError: if there is no such wheel.
+            UnaskedError: if it leads to another host.
         """
 
-    def problems(self) -> tuple[str, ...]:
-        """Problems that can only be found in a folder, where all files are visible."""
+    def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
+        """Problems that can only be found in a folder, where all files are visible.
+
+        Args:
+            pages: their sha256 by path.
+            words: what is wrong with a page of another content.
+        """
+
+    def unlinked(self, folders: Iterable[str]) -> Iterator[str]:
+        """Problems: folders that must not be there, where not all files are visible."""
 
 
 class Folder:
@@ -89,6 +125,10 @@ class Folder:
         """A file's content."""
         return to_read(self.root, path).read_bytes()
 
+    def given(self, folder: str, client: str) -> Given | None:  # noqa: ARG002 - no server
+        """None: there is no server."""
+        return None
+
     def wheel(self, record: Record, folder: Path) -> Path:  # noqa: ARG002 - no download
         """The path of a wheel."""
         path = to_read(self.root, layout.wheel(record.file))
@@ -96,113 +136,174 @@ class Folder:
             raise FileNotFoundError(path)
         return path
 
-    def problems(self) -> tuple[str, ...]:
+    def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
         """The problems that `check` finds."""
-        checked = check(self.root)
+        checked = check(self.root, pages, words)
         return (*checked.wrong, *checked.behind)
 
-
-class Served:
-    """An index at a URL; requests go to its own files only, and to the download URLs of its wheels."""
-
-    def __init__(self, url: str) -> None:
-        self.url = self.name = url.rstrip("/") + "/"
-        self.http = index.session()
-
-    def names(self) -> list[str]:
-        """File names of the wheels on its pages."""
-        try:
-            projects = json.loads(self.read(f"{layout.ALL}/{layout.JSON}"))["projects"]
-            names = []
-            for project in projects:
-                if not layout.PROJECT.fullmatch(project["name"]):
-                    raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - see below
-                page = json.loads(self.read(f"{layout.ALL}/{project['name']}/{layout.JSON}"))
-                names += [str(file["filename"]) for file in page["files"]]
-        except FileNotFoundError:
-            raise DcaError(
-                "DCA-904",
-                f"{self.name} is not an index that this tool made.",
-                why=f"it has no {layout.ALL}/{layout.JSON}.",
-                remedy="name the URL where the index's folder is served.",
-            ) from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DcaError(
-                "DCA-111",
-                f"the pages of {self.name} are damaged.",
-                why=f"{error!r}",
-                remedy="publish to it again; that generates all pages.",
-            ) from None
-        if odd := [name for name in names if not layout.PLAIN_NAME.fullmatch(name)]:
-            raise DcaError(
-                "DCA-111",
-                f"{self.name} lists {odd[0]!r}, which is not the name of a wheel.",
-                remedy="do not install from it.",
-            )
-        return sorted(names)
-
-    def read(self, path: str) -> bytes:
-        """A file's content."""
-        with self._get(urljoin(self.url, layout.url(inside(path)))) as answer:
-            return b"".join(self._blocks(answer, PAGE_BYTES))
-
-    def wheel(self, record: Record, folder: Path) -> Path:
-        """Download a wheel."""
-        url = urljoin(self.url, layout.url(layout.wheel(record.file)))
-        if record.links_to:
-            url = urljoin(record.links_to, layout.url(record.file))
-        target = folder / record.file
-        with self._get(url) as answer, target.open("wb") as stream:
-            for block in self._blocks(answer, min(record.bytes, index.MOST_BYTES)):
-                stream.write(block)
-        return target
-
-    def problems(self) -> tuple[str, ...]:
-        """None: files without a link are not visible."""
-        return ()
-
-    def _get(self, url: str) -> requests.Response:
-        import requests
-
-        try:
-            # The bytes must be those of the file, to hash them.
-            answer = self.http.get(url, stream=True, timeout=index.TIMEOUT, headers={"Accept-Encoding": "identity"})
-        except requests.RequestException as error:
-            raise index.unreachable(redact(self.url), error) from None
-        if answer.status_code in (404, 403, 410):
-            raise FileNotFoundError(url)
-        if not answer.ok:
-            raise index.unreachable(redact(url), ValueError(f"it answered with status {answer.status_code}"))
-        return answer
-
-    def _blocks(self, answer: requests.Response, most: int) -> Iterator[bytes]:
-        """The answer's body, up to one block more than the expected size."""
-        import requests
-
-        seen = 0
-        try:
-            for block in answer.iter_content(index.BLOCK):
-                yield block
-                seen += len(block)
-                if seen > most:
-                    return
-        except requests.RequestException as error:
-            raise index.unreachable(redact(self.url), error) from None
+    def unlinked(self, folders: Iterable[str]) -> Iterator[str]:  # noqa: ARG002 - `check` finds them
+        """None: `check` sees every file."""
+        return iter(())
 
 
-def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> VerifiedIndex:
+class _State(Value):
+    """What an index should be.
+
+    Args:
+        records: of its wheels.
+        pages: sha256 by path.
+        vouched: who signed all of it, in words; empty if nobody, or if that was not checked.
+    """
+
+    records: tuple[Record, ...]
+    pages: dict[str, str]
+    vouched: str
+
+
+def verify_index(source: Source, trusted: Trusted, reporter: Reporter, memory: Memory | None = None) -> VerifiedIndex:
     """Check every page, every file and every wheel of an index.
 
     Args:
         source: the index.
         trusted: whose signatures count, as for a wheel.
         reporter: receives progress.
+        memory: what was seen of signed indexes before.
 
     Raises:
         DcaError: DCA-904 if it is not an index, DCA-402 if it cannot be reached, DCA-111 if its pages are damaged.
     """
+    for _ in range(_ROUNDS):
+        before = _envelopes(source)
+        found = _verify(source, trusted, reporter, before, memory or Memory())
+        if _envelopes(source) == before:
+            break
+        reporter.note(f"{source.name} was changed meanwhile; it is checked again.")
+    return found
+
+
+def _envelopes(source: Source) -> dict[str, bytes]:
+    """The signed statements of an index by scheme."""
+    read = {scheme: _read(source, path) for scheme, path in layout.STATEMENTS.items()}
+    return {scheme: content for scheme, content in read.items() if content is not None}
+
+
+def _read(source: Source, path: str) -> bytes | None:
+    """A file's content; None if there is no such file, or only a link that is not followed."""
+    try:
+        return source.read(path)
+    except FileNotFoundError:
+        return None
+    except DcaError as error:
+        if error.code != "DCA-904":
+            raise
+        return None
+
+
+def _verify(
+    source: Source, trusted: Trusted, reporter: Reporter, envelopes: Mapping[str, bytes], memory: Memory
+) -> VerifiedIndex:
+    signed, findings = _statement(source.name, trusted, envelopes, memory)
+    problems: list[str] = []
+    if signed is not None:
+        state, words = _signed_state(source, signed, findings, problems), "is not what was signed"
+    else:
+        state, words = _unsigned_state(source, problems), RECORDS
+    problems = [*source.problems(state.pages, words), *problems]
+    listed = [record for record in state.records if record.state == "listed"]
+    problems += [one for path, sha256 in state.pages.items() for one in _page(source, path, sha256, words)]
+    reporter.stage("verify", f"{len(state.pages)} pages")
+    problems += _as_clients(source, state.pages, words)
+    verifications, required = [], set()
+    with store.scratch() as folder:
+        for record in listed:
+            reporter.stage("verify", record.file)
+            verification, wrong, requires = _wheel(source, record, trusted, state.vouched, folder)
+            problems += wrong
+            required |= requires
+            if verification:
+                verifications.append(verification)
+    problems += source.unlinked(_absent(state, required))
+    return VerifiedIndex(
+        index=source.name,
+        pages=len(state.pages),
+        findings=tuple(findings),
+        problems=tuple(dict.fromkeys(problems)),
+        wheels=tuple(verifications),
+    )
+
+
+def _statement(
+    place: str, trusted: Trusted, envelopes: Mapping[str, bytes], memory: Memory
+) -> tuple[Signed | None, list[Finding]]:
+    """The statement that everybody signed whose signature is required, and the findings about it."""
+    required = {"dsse": bool(trusted.keys), "sigstore": trusted.identity is not None}
+    if not any(required.values()):
+        says = "that no wheel is hidden and no page was changed"
+        option = (
+            " (--key was not given to check the signed statement)." if envelopes else " (it has no signed statement)."
+        )
+        return None, [Finding(check="index", status="not proven", says=says + option)]
+    found: list[Signed] = []
+    findings: list[Finding] = []
+    for scheme in (scheme for scheme, wanted in required.items() if wanted):
+        path = layout.STATEMENTS[scheme]
+        if scheme not in envelopes:
+            says = f"it has no signed statement {path}: {_UNSIGNED}."
+            findings.append(Finding(check="index", status="wrong", says=says))
+            continue
+        try:
+            signer, says, payload = _opened(scheme, envelopes[scheme], trusted)
+            signed = statement.parse(payload)
+        except BadSignatureError as error:
+            findings.append(Finding(check="index", status="wrong", says=f"{path}: {error}."))
+            continue
+        about = signed.statement
+        says = (
+            f"its wheels ({len(about.wheels)}), pages and projects ({', '.join(about.projects) or 'none'}) are {says}."
+        )
+        findings.append(Finding(check="index", status="proven", says=says))
+        findings.append(memory.check(place, signer, signed))
+        found.append(signed)
+    if len(found) == 2 and not found[0].says_the_same(found[1]):
+        findings.append(Finding(check="index", status="wrong", says="its two signed statements differ."))
+    return (found[0] if found else None), findings
+
+
+def _opened(scheme: str, envelope: bytes, trusted: Trusted) -> tuple[str, str, bytes]:
+    """Who signed an envelope, in words too, and its payload.
+
+    Raises:
+        BadSignatureError: none of those that are trusted did.
+    """
+    if scheme == "dsse":
+        payload, signer = signing.opened(envelope, trusted.keys)
+        if not signer:
+            raise BadSignatureError("it is not signed with one of the given keys")
+        return signer, f"signed with key {signer[:16]}…", payload
+    identity = trusted.identity
+    assert identity is not None  # noqa: S101 - the caller has looked
+    payload = identity.opened(envelope)
+    return f"{identity.name} {identity.issuer}", f"signed by {identity.name}", payload
+
+
+def _signed_state(source: Source, signed: Signed, findings: list[Finding], problems: list[str]) -> _State:
+    """What was signed; problems of the records, which need not be served, are added."""
+    for record in signed.statement.wheels:
+        path = layout.record(record.file)
+        try:
+            if parse_record(record.file, source.read(path)) != record:
+                problems.append(f"{path} is not the record that was signed.")
+        except FileNotFoundError:
+            continue
+        except DcaError as error:
+            problems.append(f"{error.what} {error.why}".strip())
+    vouched = next(one.says for one in findings if one.check == "index" and one.status == "proven")
+    return _State(records=signed.statement.wheels, pages=signed.pages, vouched=vouched)
+
+
+def _unsigned_state(source: Source, problems: list[str]) -> _State:
+    """What the records say; problems of records are added."""
     records: list[Record] = []
-    problems = list(source.problems())
     for name in source.names():
         record = _record(source, name)
         if isinstance(record, str):
@@ -210,20 +311,8 @@ def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> Verifi
         else:
             records.append(record)
     made = pages.render(records, _settings(source, problems))
-    problems += [problem for path, content in made.items() for problem in _page(source, path, content)]
-    verifications = []
-    with store.scratch() as folder:
-        for record in records:
-            if record.state != "listed":
-                continue
-            reporter.stage("verify", record.file)
-            verification, wrong = _wheel(source, record, trusted, folder)
-            problems += wrong
-            if verification:
-                verifications.append(verification)
-    return VerifiedIndex(
-        index=source.name, pages=len(made), problems=tuple(dict.fromkeys(problems)), wheels=tuple(verifications)
-    )
+    hashes = {path: store.sha256_bytes(content) for path, content in made.items()}
+    return _State(records=tuple(records), pages=hashes, vouched="")
 
 
 def _record(source: Source, name: str) -> Record | str:
@@ -233,60 +322,151 @@ def _record(source: Source, name: str) -> Record | str:
     except FileNotFoundError:
         return f"{layout.shown(layout.record(name))} is missing."
     except DcaError as error:
-        return f"{error.what} {error.why}"
+        return f"{error.what} {error.why}".strip()
 
 
 def _settings(source: Source, problems: list[str]) -> Settings:
-    """The index's settings, which need not be served; an error is added to `problems`."""
+    """The index's settings; where they are not served, the front page says where the index is. Errors are added."""
     try:
         return Settings.model_validate_json(source.read(layout.SETTINGS))
     except FileNotFoundError:
-        return Settings(url=source.name if layout.is_folder_url(source.name) else "")
+        return Settings(url=_own_url(source))
+    except UnaskedError as error:
+        problems.append(error.what)
     except ValueError as error:
         problems.append(f"{layout.SETTINGS} cannot be read: {reason(error)}.")
-        return Settings()
+    return Settings()
 
 
-def _page(source: Source, path: str, expected: bytes) -> list[str]:
+def _own_url(source: Source) -> str:
+    """The URL that a front page names for its index; the page is compared with what that URL gives."""
     try:
-        return [] if source.read(path) == expected else [f"{path} does not match the records."]
+        text = source.read(layout.FRONT).decode("utf-8", "replace")
+    except (FileNotFoundError, DcaError):
+        return ""
+    match = re.search(r"served at <code>([^<]*)</code>", text)
+    url = html.unescape(match[1]) if match else ""
+    return url if layout.is_folder_url(url) else ""
+
+
+def _page(source: Source, path: str, sha256: str, words: str) -> list[str]:
+    try:
+        return [] if store.sha256_bytes(source.read(path)) == sha256 else [f"{path} {words}."]
     except FileNotFoundError:
-        return [f"{path} is missing."]
+        # Some servers hide files whose names begin with a dot; it is for one that would run a program otherwise.
+        return [] if path == layout.AS_IT_IS else [f"{path} is missing."]
     except DcaError as error:
-        if error.code != "DCA-904":
+        if error.code != "DCA-904" and not isinstance(error, UnaskedError):
             raise
         return [error.what]
 
 
-def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tuple[Verification | None, list[str]]:
-    """The verification of a wheel, and the problems of its files."""
-    wrong, files = [], {}
-    named = [(proof.path, proof.sha256, proof.kind) for proof in record.evidence]
-    for path, sha256, kind in (*named, (layout.metadata(record.file), record.metadata_sha256, "")):
+def _as_clients(source: Source, hashes: Mapping[str, str], words: str) -> Iterator[str]:
+    """Problems of pages under their folders' names, as pip, uv and browsers ask for them."""
+    for path in [path for path in hashes if path.endswith(f"/{layout.HTML}")]:
+        folder = path.removesuffix(layout.HTML)
+        for client in CLIENTS:
+            try:
+                given = source.given(folder, client)
+            except UnaskedError as error:
+                yield error.what
+                continue
+            if given is None:
+                # Installers only ask for the pages of projects.
+                if not isinstance(source, Folder) and folder.count("/") == 2:
+                    yield f"{folder} is missing; {client} asks for it."
+                continue
+            named = f"{folder}{layout.JSON}" if given.kind == JSON else path if given.kind in HTML else ""
+            if not named:
+                yield f"{folder} is sent as {given.kind[:50]!a}, which installers do not read."
+            elif store.sha256_bytes(given.body) != hashes.get(named):
+                yield f"{folder}, as {client} asks for it, {words}."
+
+
+def _absent(state: _State, required: set[str]) -> set[str]:
+    """Folders that an installer may ask for, and that must not be there.
+
+    Args:
+        state: of the index.
+        required: names of the projects that the wheels require.
+    """
+    projects = {record.project for record in state.records}
+    views = {path.split("/")[0] for path in state.pages if "/" in path}
+    # Everything that a resolver may come to: the packages of the recipes' locks, and what environments start with.
+    recipes = {record.recipe for record in state.records}
+    locked = {
+        canonicalize_name(name)
+        for lock in (data.data_root() / "build" / "locks").glob("*/run*.txt")
+        if lock.parent.name in recipes
+        for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    names = projects | required | locked | {"torch", "pip", "setuptools", "wheel"}
+    cuda = {f"cu{version.line.replace('.', '')}" for version in load_versions().versions}
+    wanted = {f"{view}/{name}/" for view in views for name in names}
+    wanted |= {f"{view}/{name}/" for view in cuda - views for name in projects}
+    return wanted - {path.removesuffix(layout.HTML) for path in state.pages}
+
+
+def _wheel(
+    source: Source, record: Record, trusted: Trusted, vouched: str, folder: Path
+) -> tuple[Verification | None, list[str], set[str]]:
+    """The verification of a wheel, the problems of its files, and the names of the projects that it requires."""
+    wrong: list[str] = []
+    files, sidecar = _files(source, record, wrong)
+    try:
+        wheel = source.wheel(record, folder)
+        if (actual := store.sha256_file(wheel)) != record.sha256:
+            wrong.append(f"{record.file} has sha256 {actual}, but its record says {record.sha256}.")
+        inspected = inspection.inspect(wheel)
+        with zips.opened(wheel) as archive:
+            own = metadata.read_own(archive, "METADATA")
+            requires: set[str] = {
+                canonicalize_name(one.name)
+                for one in metadata.read_metadata(archive, metadata.info_folder(archive.namelist())).requirements
+            }
+        if sidecar is not None and sidecar != own:
+            wrong.append(f"{layout.metadata(record.file)} is not the METADATA inside the wheel.")
+        claims = admit.record_of(inspected, store.sha256_bytes(own))
+        wrong += [
+            f"the record of {record.file} says {key} {getattr(record, key)!a}, the wheel says {getattr(claims, key)!a}."
+            for key in _CLAIMS
+            if getattr(record, key) != getattr(claims, key)
+        ]
+        return verify_inspected(inspected, wheel, files, trusted, vouched), wrong, requires
+    except FileNotFoundError:
+        return None, [*wrong, f"{layout.wheel(record.file)} is missing."], set()
+    except DcaError as error:
+        if error.code not in ("DCA-701", "DCA-901", "DCA-904") and not isinstance(error, UnaskedError):
+            raise
+        return None, [*wrong, f"{error.what} {error.why}".strip()], set()
+    except (*zips.UNREADABLE, KeyError, ValueError, InvalidRequirement) as error:
+        return None, [*wrong, f"{record.file} is damaged: {error!s}."], set()
+    finally:
+        (folder / record.file).unlink(missing_ok=True)
+
+
+def _files(source: Source, record: Record, wrong: list[str]) -> tuple[dict[str, bytes], bytes | None]:
+    """The evidence of a wheel by its usual names, and its METADATA; problems are added to `wrong`."""
+    files: dict[str, bytes] = {}
+    sidecar = None
+    named = [(proof.path, proof.sha256, proof.kind, proof.says) for proof in record.evidence]
+    for path, sha256, kind, says in (*named, (layout.metadata(record.file), record.metadata_sha256, "", "")):
         try:
             content = source.read(path)
         except FileNotFoundError:
             wrong.append(f"{path} is missing.")
             continue
         except DcaError as error:
-            if error.code != "DCA-904":
+            if error.code != "DCA-904" and not isinstance(error, UnaskedError):
                 raise
             wrong.append(error.what)
             continue
-        if (actual := store.sha256_bytes(content)) != sha256:
+        if (actual := hashlib.sha256(content).hexdigest()) != sha256:
             wrong.append(f"{path} has sha256 {actual}, but its record says {sha256}.")
+        if says and (right := admit.says(kind, content)) is not None and right != says:
+            wrong.append(f"the record of {record.file} says of its {kind} {says!a}, but it says {right!a}.")
         if kind in evidence.BY_KIND:
             files[evidence.BY_KIND[kind]] = content
-    try:
-        wheel = source.wheel(record, folder)
-        if (actual := store.sha256_file(wheel)) != record.sha256:
-            wrong.append(f"{record.file} has sha256 {actual}, but its record says {record.sha256}.")
-        return verify(wheel, files, trusted), wrong
-    except FileNotFoundError:
-        return None, [*wrong, f"{layout.wheel(record.file)} is missing."]
-    except DcaError as error:
-        if error.code not in ("DCA-701", "DCA-904"):
-            raise
-        return None, [*wrong, f"{error.what} {error.why}"]
-    finally:
-        (folder / record.file).unlink(missing_ok=True)
+        elif not kind:
+            sidecar = content
+    return files, sidecar

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
+from dca.inspection import metadata
 from dca.pipeline.wheel import Made
 from dca.smoke.values import LEVELS, Smoke
 from dca.trust.signing import Signer
@@ -63,10 +65,8 @@ def carried_sbom(wheel: Path) -> bytes:
         DcaError: DCA-701 if it is not a wheel.
     """
     try:
-        with zips.opened(wheel) as archive:
-            for info in archive.infolist():
-                if info.filename.endswith(f".dist-info/{sbom.FILE}") and info.file_size <= MOST_BYTES:
-                    return zips.read(archive, info.filename, MOST_BYTES)
+        with contextlib.suppress(KeyError), zips.opened(wheel) as archive:
+            return metadata.read_own(archive, sbom.FILE, MOST_BYTES)
     except (*zips.UNREADABLE, OSError, ValueError) as error:
         raise DcaError(
             "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or download it again."

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-# A key has a hundred bytes, an envelope some ten thousand; larger files are rejected.
-KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 24
+# A key has a hundred bytes, an envelope some ten thousand, that of an index three thousand for each wheel; larger files
+# are rejected.
+KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 26
 NOT_OURS = "it is not in the form that this tool writes"
 
 
@@ -48,6 +49,10 @@ class Signer(Protocol):
         """An envelope that contains an in-toto statement and its signature."""
         ...
 
+    def own(self, envelope: bytes) -> bytes | None:
+        """The statement in an envelope, if this signer certainly made it."""
+        ...
+
 
 @dataclass(frozen=True)
 class KeySigner:
@@ -64,6 +69,14 @@ class KeySigner:
     def sign(self, payload: bytes) -> bytes:
         """An envelope that contains a payload and its signature."""
         return _envelope(payload, [(key_id(self.key.public_key()), self.key.sign(_encoded(payload)))])
+
+    def own(self, envelope: bytes) -> bytes | None:
+        """The payload of an envelope, if this key signed it."""
+        try:
+            payload, signer = opened(envelope, (self.key.public_key(),))
+        except BadSignatureError:
+            return None
+        return payload if signer else None
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
@@ -155,6 +168,15 @@ def opened(envelope: bytes, keys: tuple[Ed25519PublicKey, ...]) -> tuple[bytes, 
             raise BadSignatureError(f"the signature by key {name[:16]} is wrong") from None
         signer = name
     return payload, signer
+
+
+def says(envelope: bytes) -> str:
+    """Who signed an envelope, by its own word, as an index shows it.
+
+    Raises:
+        BadSignatureError: it is not an envelope.
+    """
+    return f"by key {_parts(envelope)[1][0][0][:16]}"
 
 
 def _encoded(payload: bytes) -> bytes:

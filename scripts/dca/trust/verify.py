@@ -14,15 +14,17 @@ from pydantic import ValidationError
 from dca import inspection
 from dca.foundation import documents, zips
 from dca.foundation.documents import Document, Value
-from dca.inspection import Inspection
+from dca.foundation.errors import DcaError
+from dca.inspection import Inspection, metadata
 from dca.smoke import Smoke
+from dca.smoke.values import Level
 from dca.trust import evidence, keyless, signing
 from dca.wheelfile import provenance
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-Status = Literal["proven", "wrong", "not proven"]
+Status = Literal["proven", "claimed", "wrong", "not proven"]
 Json = dict[str, Any]
 
 
@@ -30,9 +32,10 @@ class Finding(Value):
     """The result of one check.
 
     Args:
-        check: archive, record, sbom, provenance, inspection, smoke, evidence, signature or rebuild.
-        says: what is proven, what is wrong, or what is not proven.
-        status: the result.
+        check: archive, record, sbom, provenance, inspection, smoke, evidence, signature or rebuild; of an index, index
+            or age.
+        says: what is proven, claimed, wrong, or not proven.
+        status: the result; "claimed" is what a document says that nobody whose signature was checked vouches for.
     """
 
     check: str
@@ -48,15 +51,17 @@ class Verification(Document):
         key: id of the given key that signed its evidence; "" if none of them did.
         identity: that signed its evidence through Sigstore, if it is the given one; else "".
         sha256: SHA-256 of the wheel.
+        level: the highest level of `dca smoke` that its report says all cases passed of; "" without such a report.
         findings: what each check says.
     """
 
-    SCHEMA: ClassVar[str] = "dca.verification/1"
+    SCHEMA: ClassVar[str] = "dca.verification/2"
 
     wheel: str
     sha256: str
     key: str = ""
     identity: str = ""
+    level: Level | Literal[""] = ""
     findings: tuple[Finding, ...]
 
     @property
@@ -83,10 +88,12 @@ class Trusted:
 
 
 NOBODY = Trusted()
+# The checks of documents that tell of the past.
+CLAIMS = ("provenance", "smoke")
 
 
 def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -> Verification:
-    """Check a wheel.
+    """Inspect a wheel and check it.
 
     Args:
         wheel: the file.
@@ -96,7 +103,21 @@ def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -
     Raises:
         DcaError: DCA-204 if there is no such file, DCA-701 if it is not a wheel.
     """
-    inspected = inspection.inspect(wheel)
+    return verify_inspected(inspection.inspect(wheel), wheel, files, trusted)
+
+
+def verify_inspected(
+    inspected: Inspection, wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY, vouched: str = ""
+) -> Verification:
+    """Check a wheel that was inspected.
+
+    Args:
+        inspected: the inspection.
+        wheel: the file.
+        files: its evidence, by the names of `dca.trust.evidence.FILES`.
+        trusted: whose signatures count.
+        vouched: who signed the hash of each of these files elsewhere, in words, if that was checked.
+    """
     record = _record(wheel)
     findings = [_archive(inspected), _recorded(inspected, record)]
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
@@ -107,14 +128,41 @@ def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -
     )
     for name, check in checks:
         findings.append(_finding(name, check) if name in files else _absent(name))
-    signers, signed = _signatures(files, inspected, trusted)
+    signers, signed = _signatures(files, inspected, trusted, vouched)
+    vouches = any(one.check == "signature" and one.status == "proven" for one in signed)
+    if not vouches or any(one.status == "wrong" for one in signed):
+        findings = [_claimed(finding) for finding in findings]
     return Verification(
         wheel=inspected.file,
         sha256=inspected.sha256,
         key=signers.get("dsse", ""),
         identity=signers.get("sigstore", ""),
+        level=_level(files.get(evidence.SMOKE, b"")),
         findings=(*findings, *signed),
     )
+
+
+def _claimed(finding: Finding) -> Finding:
+    """A finding about evidence that nobody vouches for: what it says of the past cannot be checked with the wheel."""
+    if finding.status != "proven" or finding.check not in CLAIMS:
+        return finding
+    says = f"{finding.says} Nobody whose signature was checked vouches for that."
+    return finding.model_copy(update={"status": "claimed", "says": says})
+
+
+def _level(content: bytes) -> Level | Literal[""]:
+    """The level of a smoke report in which all cases passed; "" without one."""
+    try:
+        smoke = documents.parse(Smoke, content, Path(evidence.SMOKE))
+    except DcaError:
+        return ""
+    return smoke.level if _passed(smoke) else ""
+
+
+def _passed(smoke: Smoke) -> bool:
+    """Whether a report is of a whole run in which every case passed."""
+    whole = not smoke.partial and not any(case.overlay for case in smoke.cases)
+    return whole and smoke.passed and any(case.level == smoke.level for case in smoke.cases)
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
@@ -150,10 +198,9 @@ def _record(wheel: Path) -> Json:
     """The wheel's own dca.json; empty if there is none or it is damaged."""
     try:
         with zips.opened(wheel) as archive:
-            name = next(member for member in archive.namelist() if member.endswith(".dist-info/dca.json"))
-            record = json.loads(zips.read(archive, name))
+            record = json.loads(metadata.read_own(archive, "dca.json"))
             return record if isinstance(record, dict) else {}
-    except (StopIteration, ValueError, RecursionError, *zips.UNREADABLE):
+    except (KeyError, ValueError, RecursionError, *zips.UNREADABLE):
         return {}
 
 
@@ -296,6 +343,8 @@ def _smoke(content: bytes, inspected: Inspection) -> str:
         raise _WrongError(f"{sum(not case.passed for case in smoke.cases)} of {len(smoke.cases)} cases failed")
     if smoke.partial or any(case.overlay for case in smoke.cases):
         raise _WrongError("it is not a run of all cases on the unchanged wheel")
+    if not _passed(smoke):
+        raise _WrongError(f"it has no case of level {smoke.level}")
     rest = f" Not proven: {' '.join(smoke.not_proven)}" if smoke.not_proven else ""
     return f"all {len(smoke.cases)} cases of level {smoke.level} pass, seed {smoke.seed}.{rest}"
 
@@ -303,24 +352,29 @@ def _smoke(content: bytes, inspected: Inspection) -> str:
 def _document(kind: type[documents.D], content: bytes) -> documents.D:
     values = json.loads(content)
     document = kind.model_validate({**values, "schema": values.get("schema", "")})
-    if documents.dumps(document) != content:
+    # An older version of this tool wrote fewer fields.
+    if documents.canonical(values) != content:
         raise _WrongError(signing.NOT_OURS)
     return document
 
 
 def _signatures(
-    files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted
+    files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted, vouched: str
 ) -> tuple[dict[str, str], list[Finding]]:
-    """The signer by scheme, and the findings about the signatures."""
+    """The signer by scheme, and the findings about the signatures; the arguments are those of `verify_inspected`."""
     signers: dict[str, str] = {}
     findings: list[Finding] = []
     for scheme in evidence.SCHEMES:
         if evidence.ENVELOPES[scheme][1] in files:
             signers[scheme], more = _signed(scheme, files, inspected, trusted)
             findings += more
+        elif vouched:
+            continue
         elif trusted.keys if scheme == "dsse" else trusted.identity:
             says = f"its evidence is not signed {'with a key' if scheme == 'dsse' else 'through Sigstore'}."
             findings.append(Finding(check="signature", status="wrong", says=says))
+    if vouched and not any(one.check == "signature" and one.status != "not proven" for one in findings):
+        findings.append(Finding(check="signature", status="proven", says=f"in the statement of the index: {vouched}"))
     if not findings:
         findings = [Finding(check="signature", status="not proven", says="whose evidence this is (it is not signed).")]
     return signers, findings

@@ -19,6 +19,12 @@ _LONGEST = 80
 _FRAME = re.compile(r"\s*(?:File \"|[\^~]+\s*$|\[Previous line)")
 _MESSAGE = re.compile(r"CMake (?:Error|Warning|Deprecation Warning)\b|\u00d7 No solution")
 _BRANCH = re.compile(r"^\s*[├╰]─▶")
+_LOGGED = re.compile(r"\bINFO\b")
+_SHUTDOWN = re.compile(
+    r"[Ss]hut(?:ting|s)? ?down|Finished server|Waiting for|waiting for|[Ss]topp(?:ing|ed)|[Tt]erminat|[Ee]xit"
+)
+_ONWARD = 3
+"""Lines that a process logs after an error when it has not ended."""
 _MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
 
 
@@ -65,8 +71,7 @@ class Context:
         """
         if any(word in self.line.body or word in self.line.text for word in words):
             return True
-        near = self._above[:within]
-        for text in near:
+        for text in self._above[:within]:
             if any(word in text for word in words):
                 process = lines.parse(0, text, {}).process
                 if process == self.line.process or not process or not self.line.process:
@@ -124,6 +129,14 @@ class Context:
 
     def _has_frame(self) -> bool:
         return any('File "' in text for text in self._above[:6])
+
+    def goes_on(self) -> bool:
+        """Whether the same process logs what it does further on, other than that it shuts down."""
+        if b"INFO" not in self.buffer[self.end : self.end + _REACH // 4]:
+            return False
+        informed = (line for line in self._parsed_below() if line.level == lines.INFO and _LOGGED.search(line.text))
+        mine = [line for line in informed if line.process == self.line.process and not _SHUTDOWN.search(line.body)]
+        return len(mine) >= _ONWARD
 
     def traceback(self) -> Line | None:
         """The line that ends the traceback which this line begins: the exception."""

@@ -129,7 +129,8 @@ class Text:
         """The text up to the last line end that has been read, or up to the end of the log."""
         if not self._decided:
             read = self._first + read
-            if len(read) < 4 and not ended:
+            # More bytes are needed to recognize UTF-16 without a mark.
+            if (len(read) < 4 or (len(read) < 64 and b"\0" in read)) and not ended:
                 self._first = read
                 return b""
             self._decide(read)

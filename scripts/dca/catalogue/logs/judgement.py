@@ -9,7 +9,7 @@ from typing import Literal
 from dca.catalogue.failures import UNKNOWN, Failure, Known
 from dca.catalogue.failures import Line as Numbered
 from dca.catalogue.logs.lines import PLAIN, WARNING, shown
-from dca.catalogue.logs.search import Event, Scan, grade_of
+from dca.catalogue.logs.search import Event, Kept, Scan, grade_of
 
 Outcome = Literal["failed", "well", "unclear", "unreadable"]
 
@@ -21,8 +21,10 @@ CAUGHT = 5
 """Lines after an unknown exception without a traceback from which on its program has gone on."""
 PASSED = 20
 """The same for other lines that only say `error`."""
-KNOWN_CAUGHT = 12
+KNOWN_CAUGHT = 10
 """The same for lines of known failures."""
+BELOW = 6
+"""Lines below a line of source in which the exception of its traceback stands."""
 SERIOUS = 4
 
 
@@ -89,7 +91,6 @@ class Judge:
     readable: bool = True
     _errors: list[Event] = field(default_factory=list)
     _consequences: list[Event] = field(default_factory=list)
-    _last_failing: int = 0
 
     def verdict(self) -> Verdict:
         """What is true of the log."""
@@ -98,12 +99,10 @@ class Judge:
                 if self._went_on(event) is None:
                     (self._errors if event.role == "error" else self._consequences).append(event)
         causes, consequences, warnings, overcome = self._known()
-        alive = [*self._errors, *self._consequences, *(one.event for one in causes if one.serious >= PLAIN)]
-        self._last_failing = max((event.line.number for event in alive), default=0)
-        self._errors = [event for event in self._errors if not self._caught(event)]
-        caught = [one for one in causes if self._caught(one.event)]
-        causes = [one for one in causes if one not in caught]
-        overcome += caught
+        caught = self._all_caught(causes)
+        self._errors = [event for event in self._errors if id(event) not in caught]
+        overcome += [one for one in causes if id(one.event) in caught]
+        causes = [one for one in causes if id(one.event) not in caught]
         unknown = self._unknown()
         failing = bool(unknown or self._consequences or any(one.serious >= PLAIN for one in causes))
         causes = [one for one in causes if failing or one.serious >= WARNING]
@@ -138,7 +137,7 @@ class Judge:
                 and mark.line.number > line.number
             ):
                 return f"line {mark.line.number:,} shows that it was repeated: “{shown(mark.line.body.strip())[:60]}”"
-        up = min(self.scan.first.values(), default=0)
+        up = min(self.scan.first.values(), default=0) or self.scan.serving
         if 0 < up < line.number < self.scan.served and not self._died_after(line.number):
             return "the server answered requests afterwards"
         return None
@@ -151,12 +150,25 @@ class Judge:
             for event in kept.events
         )
 
+    def _all_caught(self, causes: list[_Candidate]) -> set[int]:
+        """Identities of the events that a program only printed; the last ones first, as nothing may fail after one."""
+        known = [one.event for one in causes if one.serious >= WARNING]
+        last, caught = 0, set()
+        for event in sorted([*self._errors, *self._consequences, *known], key=lambda event: -event.line.number):
+            if event.line.number >= last and event.role != "consequence" and self._caught(event):
+                caught.add(id(event))
+            elif event.line.level >= PLAIN:
+                last = max(last, event.line.number)
+        return caught
+
     def _caught(self, event: Event) -> bool:
-        """Whether a program printed an error and went on: there is no traceback, and nothing else fails after it."""
-        if event.traced or event.line.number < self._last_failing or event.line.level > PLAIN or not self.readable:
-            return False
+        """Whether a program printed an error and went on, if nothing fails after it."""
         grade = event.grade if event.role == "error" else grade_of(event.line)
-        if grade == "hard" or event.role == "code":
+        if grade == "hard" or event.role in ("death", "code"):
+            return False
+        if event.onward:
+            return True
+        if event.traced or event.line.level > PLAIN or not self.readable:
             return False
         unknown = CAUGHT if grade == "exception" else PASSED
         return self.scan.lines - event.line.number >= (unknown if event.role == "error" else KNOWN_CAUGHT)
@@ -189,9 +201,19 @@ class Judge:
                 overcome.append(one)
             else:
                 {"cause": causes, "consequence": consequences, "warning": warnings}[kind].append(one)
+        serious = {one.event.line.process for one in causes if one.serious == SERIOUS}
+        for one in causes:
+            if one.serious == PLAIN and one.event.line.process not in serious and self._ended_after(one.event):
+                one.serious = SERIOUS
         for some in (causes, consequences, warnings):
             some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, one.line))
         return causes, consequences, warnings, overcome
+
+    def _ended_after(self, event: Event) -> bool:
+        """Whether the process of an event, if it is named, reports later that something failed."""
+        process = event.line.process
+        kept = self.scan.errors.get(process, Kept()) if process else Kept()
+        return any(error.role != "error" and error.line.number > event.line.number for error in kept.events)
 
     def _fitting(self) -> dict[str, list[Event]]:
         """Occurrences whose entries hold for the log's tools and versions; of several in a line, the most special."""
@@ -229,7 +251,17 @@ class Judge:
                 for other in reversed(serious)
                 if other.line.process == event.line.process and other.line.body.strip() == event.line.body.strip()
             )
-        return _Candidate(event, self.scan.failures[name].count, _seriousness(event))
+        return _Candidate(event, self.scan.failures[name].count, self._serious(event))
+
+    def _serious(self, event: Event) -> int:
+        """How serious a line is: a line of source in a traceback is as serious as the exception below it."""
+        below = (
+            error.line.number - event.line.number
+            for error in self.scan.errors.get(event.line.process, Kept()).events
+            if error.role == "error" and error.grade != "soft"
+        )
+        serious = _seriousness(event)
+        return SERIOUS if serious == PLAIN and any(0 <= distance <= BELOW for distance in below) else serious
 
     # --- unknown failures ------------------------------------------------------------------------------------
 

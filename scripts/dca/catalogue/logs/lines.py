@@ -62,6 +62,8 @@ _WARNS = re.compile(
     r"|^(?:WARNING|WARN|Warning|CMake (?:Deprecation )?Warning)\b",
     re.DOTALL,
 )
+_QUOTED = re.compile(r"^ *(?:\d+ )? *\| ")
+"""Source that a compiler quotes."""
 _NOTES = re.compile(r"^(?:[^\s:]+:)*\d*:? ?(?:note|remark|info):", re.IGNORECASE)
 
 
@@ -94,10 +96,9 @@ class Line:
 def normal(text: str, translations: Mapping[str, str]) -> str:
     """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
     plain = text.translate(QUOTES)
-    if not plain.isascii():
-        for theirs, english in translations.items():
-            if theirs in plain:
-                plain = plain.replace(theirs, english)
+    for theirs, english in translations.items():
+        if theirs in plain:
+            plain = plain.replace(theirs, english)
     return plain
 
 
@@ -130,6 +131,8 @@ def _first(patterns: Sequence[re.Pattern[str]], text: str) -> re.Match[str] | No
 def _own_level(body: str) -> int:
     """How serious a line is that has no logger's prefix."""
     start = body.strip()[:300]
+    if _QUOTED.match(body):
+        return INFO
     if _WARNS.match(start):
         return WARNING
     return INFO if _NOTES.match(start) else PLAIN

@@ -46,10 +46,14 @@ LONG = 8000
 """Bytes from which a line is read in parts."""
 _KEYS = 1000
 """Most processes to tell apart."""
+_CLOSELY = 500
+"""Events of a process, or of a failure, after which it is no longer looked up whether it went on."""
 KEPT = 40
 """First and last occurrences of a message that are kept."""
-ENOUGH = 10_000
-"""Occurrences of an anchor after which it is searched for in the end of the log only."""
+ENOUGH = 2_000
+"""Lines with an anchor that are read; from then on it is searched for in the end of the log only."""
+_REJECTED = 5
+"""Lines with an anchor and without any of its texts that count as one that is read."""
 _PIECE = 1 << 17
 _LONGEST_ANCHOR = 64
 TAIL = 1 << 18
@@ -91,7 +95,11 @@ _ALARMS = (
     *(b"undefined ref", b"find -l", b" not found", b"No such file", "\u00d7".encode(), b"] [Rank "),
 )
 # Alarms that begin with a common character and are often a part of something else; what must follow there.
-_ENDS = {b"rror": re.compile(rb"[:\r\n]|  | \("), b"atal": re.compile(rb":|  "), b"xception": re.compile(rb"[:\r\n]")}
+_ENDS = {
+    b"rror": re.compile(rb"[:\r\n]|  | \(|\Z"),
+    b"atal": re.compile(rb":|  "),
+    b"xception": re.compile(rb"[:\r\n]|\Z"),
+}
 _LINKS: tuple[tuple[Role, bytes], ...] = (
     ("caused", b"above exception was the direct cause"),
     ("handling", b"another exception occurred"),
@@ -177,6 +185,7 @@ class Event:
         grade: what kind of error it is, for an error.
         link: how an exception followed the one before it in its process: `caused`, `handling`, or empty.
         traced: whether the end of a traceback.
+        onward: whether the same process logs what it does further on.
         around: the lines around it.
     """
 
@@ -189,6 +198,7 @@ class Event:
     grade: Grade = "soft"
     link: str = ""
     traced: bool = False
+    onward: bool = False
     around: tuple[tuple[int, str], ...] = ()
 
 
@@ -348,7 +358,7 @@ class Finder:
     def count(self, word: bytes, by: int = 1) -> None:
         """Count a word, and search for it no longer when it has occurred often."""
         hits = self._hits[word] = self._hits.get(word, 0) + by
-        if hits >= ENOUGH:
+        if hits >= ENOUGH * _REJECTED:
             anchors = {text.anchor for text in self.of(word)}
             self.often |= anchors
             self._drop(anchors)
@@ -371,7 +381,7 @@ def _compiled(words: frozenset[bytes]) -> re.Pattern[bytes]:
 
 
 @dataclass
-class _Kept:
+class Kept:
     """The first and the last occurrences of something."""
 
     first: list[Event] = field(default_factory=list)
@@ -379,6 +389,7 @@ class _Kept:
     count: int = 0
 
     def add(self, event: Event) -> None:
+        """Keep one more."""
         self.count += 1
         if len(self.first) < KEPT:
             self.first.append(event)
@@ -407,17 +418,19 @@ class Scan:
         errors: lines that look like an error, by process.
         marks: last occurrence of each other text.
         first: first occurrence of each mark that a server is up.
-        served: last line that says that a request was answered.
+        serving: first line that says that a request was answered.
+        served: last one.
         versions: versions by name, as the log shows them.
         tools: tools that wrote the log.
     """
 
     catalogue: Catalogue
     lines: int = 0
-    failures: dict[str, _Kept] = field(default_factory=dict)
-    errors: dict[str, _Kept] = field(default_factory=dict)
+    failures: dict[str, Kept] = field(default_factory=dict)
+    errors: dict[str, Kept] = field(default_factory=dict)
     marks: dict[tuple[str, str], Event] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
+    serving: int = 0
     served: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     tools: set[str] = field(default_factory=set)
@@ -500,6 +513,9 @@ class Scan:
         for answered in self._answered:
             if (place := buffer.rfind(answered, self._start, until)) >= 0:
                 self.served = max(self.served, before + buffer.count(b"\n", self._start, place) + 1)
+                if not self.serving:
+                    place = buffer.find(answered, self._start, until)
+                    self.serving = before + buffer.count(b"\n", self._start, place) + 1
         self.lines += buffer.count(b"\n", counted, until)
 
     def _line(self, finder: Finder, words: set[bytes], start: int, end: int) -> None:
@@ -530,7 +546,10 @@ class Scan:
             self._block = (joined[-1][1].number, WARNING if line.level == WARNING else ERROR, line.group)
             special.add("alarm")
             self._joined(finder, joined, context)
-            candidates = [] if len(joined) > 1 else list(finder.texts)
+            if len(joined) > 1:
+                candidates = []
+            elif any(text.role == "translation" for text in of_words):
+                candidates = list(finder.texts)
         body = line.body.encode("utf-8", "replace")
         hits = [(text, match) for text in candidates if (match := text.search(line.body, body))]
         if hits or special:
@@ -539,7 +558,7 @@ class Scan:
             self._found(finder, hits, roles, line, context)
             self._error(special, raw, roles, line, context)
         for word in words:
-            finder.count(word)
+            finder.count(word, _REJECTED)
 
     @staticmethod
     def _can_match(candidates: list[Text], raw: bytes) -> bool:
@@ -551,7 +570,7 @@ class Scan:
         if len(joined) == 1:
             return
         whole = " ".join(line.body.strip() for _, line in joined)
-        encoded = whole.encode("utf-8", "replace")
+        encoded = " ".join(whole.split()).encode("utf-8", "replace")
         level = self._block[1]
         by_line: dict[int, list[tuple[Text, re.Match[str]]]] = {}
         for text in finder.texts:
@@ -609,13 +628,16 @@ class Scan:
         conditions = near + bool(failure.number) + bool(failure.followed_by)
         special = conditions, sum(map(len, text.literal))
         traced = grade_of(line) == "exception" and context.traced()
-        event = Event(line, "failure", failure.id, failure, number, special, traced=traced, around=context.around())
+        onward = self._few(self.failures, failure.id) and context.goes_on()
+        event = Event(
+            line, "failure", failure.id, failure, number, special, traced=traced, onward=onward, around=context.around()
+        )
         self._keep(self.failures, failure.id, event)
 
-    def _keep(self, where: dict[str, _Kept], key: str, event: Event) -> None:
+    def _keep(self, where: dict[str, Kept], key: str, event: Event) -> None:
         """Keep an event, unless its line is kept already."""
         if key in where or len(where) < _KEYS:
-            kept = where.setdefault(key, _Kept())
+            kept = where.setdefault(key, Kept())
             last = kept.events if self._again else kept.latest
             if not any((other.line.number, other.role) == (event.line.number, event.role) for other in last):
                 kept.add(event)
@@ -637,11 +659,14 @@ class Scan:
         if (grade := grade_of(line)) is not None:
             link = self._links.pop(line.process, "") if grade == "exception" else ""
             traced = grade == "exception" and context.traced()
-            self._keep(
-                self.errors,
-                line.process,
-                Event(line, "error", grade=grade, link=link, traced=traced, around=context.around()),
-            )
+            onward = self._few(self.errors, line.process) and context.goes_on()
+            event = Event(line, "error", grade=grade, link=link, traced=traced, onward=onward, around=context.around())
+            self._keep(self.errors, line.process, event)
+
+    @staticmethod
+    def _few(where: dict[str, Kept], key: str) -> bool:
+        """Whether an event is still looked at closely."""
+        return key not in where or where[key].count < _CLOSELY
 
 
 def grade_of(line: Line) -> Grade | None:

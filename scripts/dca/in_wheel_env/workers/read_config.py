@@ -50,11 +50,11 @@ def number(value: Any) -> Any:
 
 
 def held(config: Any, name: str, usual: Any = None) -> Any:
-    """A value of a config; the usual one where it has none, or where its layers have one each."""
+    """A value of a config, also where its layers have one each; the usual one where it has none."""
     try:
         value = getattr(config, name, usual)
     except Exception:
-        return usual
+        value = config.to_dict().get(name)
     return usual if value is None else value
 
 

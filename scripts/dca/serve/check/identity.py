@@ -58,9 +58,11 @@ def _word(server: Server, text: str | None) -> str:
 
 
 def _recipe(name: str, version: str) -> str:
+    if name != VLLM:
+        return ""
     base = version.partition("+")[0]
     known = (loaded.recipe for loaded in recipes.load_all())
-    return next((recipe.name for recipe in known if name == VLLM and recipe.base_version == base), "")
+    return next((recipe.name for recipe in known if recipe.base_version == base), "")
 
 
 def flags(server: Server, engine: Engine, cards: list[Card], deadline: float) -> tuple[Flag, ...]:

@@ -333,7 +333,8 @@ def _remedy(tokens: int, answer: Answer) -> str:
     if answer.thought and answer.is_cut:
         return "the answer's tokens went into reasoning, which shows no fault: turn it off with --no-thinking."
     if answer.is_cut and answer.text and not monotonous(answer.text):
-        return "the answer was cut; if it is reasoning, turn that off with --no-thinking. " + _fault(tokens)
+        fault = _fault(tokens)
+        return f"if the answer, which was cut, is reasoning: use --no-thinking. {fault[0].upper()}{fault[1:]}"
     return _fault(tokens)
 
 

@@ -1,0 +1,232 @@
+"""Reads METADATA, WHEEL and the list of commands as installers do; what these would read differently is a problem."""
+
+from __future__ import annotations
+
+import configparser
+import email
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from packaging.metadata import parse_email
+from packaging.requirements import Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from dca.foundation import zip_layout, zips
+from dca.foundation.printable import shown, unseen
+
+MOST_HEAD = 1 << 20
+"""Bytes of METADATA before its description."""
+MOST_REQUIREMENTS, LONGEST_REQUIREMENT = 10_000, 1 << 13
+INFO = ".dist-info"
+# A header, or the continuation of one. Python's parser takes any other line for the end of all headers.
+_HEADER = re.compile(r"[!-9;-~]+:|[ \t]+\S")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+# 1.0 to 2.x: a reader may fail for a later major version, and warns of a later minor one.
+_METADATA_VERSION, _WHEEL_VERSION = re.compile(r"[12]\.[0-9]+"), re.compile(r"1\.[0-9]+")
+# The fields that decide what is installed.
+_DECIDING = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist", "Provides-Extra")
+_COMMAND = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*(\[[^\]]*\])?")
+_COMMANDS = ("console_scripts", "gui_scripts")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The checked parts of METADATA.
+
+    Args:
+        name: of the project.
+        version: of it.
+        requires_python: versions of Python that it runs with; empty for any.
+        requirements: those without extras.
+        problems: what readers could read differently, or reject.
+    """
+
+    name: str
+    version: str
+    requires_python: str
+    requirements: tuple[Requirement, ...]
+    problems: tuple[str, ...]
+
+    def requires(self, name: str) -> str:
+        """The requirements on a package."""
+        return ", ".join(
+            str(requirement) for requirement in self.requirements if canonicalize_name(requirement.name) == name
+        )
+
+    def pins(self, name: str) -> bool:
+        """Whether an exact version of a package is required."""
+        return any(
+            specifier.operator in ("==", "===") and not specifier.version.endswith(".*")
+            for requirement in self.requirements
+            if canonicalize_name(requirement.name) == name
+            for specifier in requirement.specifier
+        )
+
+
+def info_folder(names: Iterable[str]) -> str:
+    """The .dist-info folder of a wheel: those of packages that it carries lie deeper.
+
+    Args:
+        names: paths of its files.
+
+    Raises:
+        ValueError: there is none, or there are several; pip and uv refuse both.
+    """
+    folders = sorted({top for top, slash, _ in (name.partition("/") for name in names) if slash and _is_info(top)})
+    if len(folders) > 1:
+        raise ValueError(f"it has several metadata folders: {', '.join(map(shown, folders[:3]))}")
+    if not folders:
+        raise ValueError("it has no METADATA")
+    return folders[0]
+
+
+def _is_info(folder: str) -> bool:
+    return folder.lower().endswith(INFO)
+
+
+def read_own(archive: zipfile.ZipFile, name: str, most: int = zips.MOST_TEXT) -> bytes:
+    """A file of a wheel's .dist-info folder.
+
+    Args:
+        archive: opened by `zips.opened`.
+        name: in the folder.
+        most: bytes that are read.
+
+    Raises:
+        KeyError: there is no such file.
+        ValueError: there is no such folder, or there are several.
+        zipfile.BadZipFile: it is damaged or larger; other kinds of `UNREADABLE` too.
+    """
+    return zips.read(archive, f"{info_folder(archive.namelist())}/{name}", most)
+
+
+def read_metadata(archive: zipfile.ZipFile, info: str) -> Metadata:
+    """Parse METADATA, without its description.
+
+    Args:
+        archive: the wheel.
+        info: its .dist-info folder.
+
+    Raises:
+        InvalidRequirement: for an invalid requirement.
+        KeyError: there is none.
+        LimitError: it has more fields than are read; other kinds of `UNREADABLE` if it is damaged.
+    """
+    head = b""
+    for block in zips.blocks(archive, archive.getinfo(f"{info}/METADATA")):
+        head += block
+        if re.search(rb"\r?\n\r?\n", head):
+            break
+        if len(head) > MOST_HEAD:
+            raise zips.LimitError(f"METADATA has more than {MOST_HEAD} bytes before its description")
+    return parse_metadata(re.split(rb"(?<=\n)\r?\n", head, maxsplit=1)[0])
+
+
+def parse_metadata(head: bytes) -> Metadata:
+    """`read_metadata`, of the text before the description.
+
+    Raises:
+        InvalidRequirement: for an invalid requirement.
+        LimitError: it has more requirements than are read, or a longer one.
+    """
+    raw, unparsed = parse_email(head)
+    listed = raw.get("requires_dist", [])
+    if len(listed) > MOST_REQUIREMENTS or any(len(line) > LONGEST_REQUIREMENT for line in listed):
+        raise zips.LimitError("METADATA has more requirements than are read, or longer ones")
+    requirements = [Requirement(line) for line in listed]
+    problems = [*_odd_lines(head, "METADATA")]
+    problems += [
+        f"METADATA gives {title} twice, or not as UTF-8: readers take different values."
+        for title in _DECIDING
+        if title.lower() in unparsed
+    ]
+    values = [raw.get("name", ""), raw.get("version", ""), raw.get("requires_python", ""), *listed]
+    if any(unseen(value) for value in values):
+        problems.append("METADATA has control characters, or others that are not seen.")
+    if not _METADATA_VERSION.fullmatch(raw.get("metadata_version", "")):
+        problems.append(f"METADATA is of version {_or_none(raw.get('metadata_version', ''))}; 1.0 to 2.x are known.")
+    if not _NAME.fullmatch(raw.get("name", "")):
+        problems.append(f"METADATA says name {_or_none(raw.get('name', ''))}, which is not the name of a project.")
+    try:
+        SpecifierSet(raw.get("requires_python", ""))
+    except InvalidSpecifier as error:
+        problems.append(f"METADATA's Requires-Python is invalid: {error}.")
+    return Metadata(
+        name=raw.get("name", ""),
+        version=raw.get("version", ""),
+        requires_python=raw.get("requires_python", ""),
+        requirements=tuple(
+            requirement
+            for requirement in requirements
+            if not (requirement.marker and "extra" in str(requirement.marker))
+        ),
+        problems=tuple(problems),
+    )
+
+
+def _or_none(text: str) -> str:
+    return shown(text) or "(none)"
+
+
+def _odd_lines(head: bytes, title: str) -> Iterator[str]:
+    """Lines of headers that parsers treat differently."""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError:
+        yield f"{title} is not UTF-8: uv refuses such a wheel."
+        return
+    lines = text.replace("\r\n", "\n").split("\n")
+    if "\r" in text.replace("\r\n", "") or "\0" in text:
+        yield f"{title} has line ends or characters that readers treat differently."
+    odd = [line for line in lines if line.strip() and not _HEADER.match(line)]
+    if lines[0] != lines[0].lstrip() or not lines[0]:
+        odd.insert(0, lines[0])
+    if odd:
+        yield f"{title} has a line that is not a header: {shown(odd[0])!r}."
+
+
+def check_wheel(content: bytes, name: str) -> list[str]:
+    """Check that WHEEL is of a format that installers take, and has the tags of the file name.
+
+    Args:
+        content: of WHEEL.
+        name: the wheel's file name.
+    """
+    problems = [*_odd_lines(content, "WHEEL")]
+    message = email.message_from_string(content.decode("utf-8", "replace"))
+    tags = {str(tag).strip() for tag in message.get_all("Tag", [])}
+    in_name = {str(tag) for tag in parse_wheel_filename(name)[3]}
+    if tags != in_name:
+        told = shown(", ".join(sorted(tags))) or "no tag"
+        problems.append(f"WHEEL says {told}, the file name says {', '.join(sorted(in_name))}.")
+    versions = [str(value).strip() for value in message.get_all("Wheel-Version", [])]
+    if len(versions) != 1 or not _WHEEL_VERSION.fullmatch(versions[0]):
+        problems.append(f"WHEEL is of version {_or_none(', '.join(versions))}; installers take 1.x.")
+    pure = [str(value).strip().lower() for value in message.get_all("Root-Is-Purelib", [])]
+    if len(pure) > 1 or not {*pure} <= {"true", "false"}:
+        problems.append(f"WHEEL says {_or_none(', '.join(pure))} for Root-Is-Purelib; it must be true or false.")
+    return problems
+
+
+def commands(content: bytes) -> tuple[list[str], list[str]]:
+    """The commands of entry_points.txt, and what is wrong with it.
+
+    Args:
+        content: of it.
+    """
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(content.decode())
+    except (configparser.Error, UnicodeDecodeError) as error:
+        return [], [f"entry_points.txt cannot be read: {shown(str(error).splitlines()[0])}."]
+    points = [point for kind in _COMMANDS if parser.has_section(kind) for point in parser.items(kind)]
+    problems = [
+        f"the command {shown(f'{name} = {value}')} is not the name of a file with a function."
+        for name, value in points
+        if "/" in name or zip_layout.name_fault(name) or not _COMMAND.fullmatch(value)
+    ]
+    return [name for name, _ in points], problems

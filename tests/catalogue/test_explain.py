@@ -1,0 +1,360 @@
+"""What `dca explain` says of whole logs: the cause first, nothing where nothing is wrong, in every form of a log."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib.util
+import io
+import json
+import lzma
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dca.catalogue import failures, logs
+from dca.catalogue.failures import UNKNOWN, Failure
+from dca.catalogue.logs import Explanation
+from tests.support import ROOT
+from tests.support.prepared import run_dca
+
+CASES = ROOT / "tests/cases/explain"
+CAUSES = [failure for failure in failures.load().failures if failure.kind == "cause" and failure.texts]
+
+
+def explain(text: str | bytes) -> Explanation:
+    return logs.explain(io.BytesIO(text.encode() if isinstance(text, str) else text), "log")
+
+
+def first(explanation: Explanation) -> tuple[str, int] | None:
+    return (explanation.found[0].id, explanation.found[0].line) if explanation.found else None
+
+
+# --- the logs of people ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("explained", ROOT / "scripts/explained.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["explained"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_cause_of_real_logs_is_named(measured: ModuleType) -> None:
+    wanted = measured.expected()
+    verdicts = {log: measured.verdict(one, measured.explained(log)) for log, one in wanted.items()}
+    counts = Counter(verdicts.values())
+    wrong = {log: verdict for log, verdict in verdicts.items() if verdict != "right"}
+    assert len(verdicts) == 94
+    assert counts["right"] >= 85, wrong
+    assert (counts["wrong"], counts["hidden"], counts["clean"]) == (0, 0, 0), wrong
+
+
+def test_what_a_run_that_went_well_only_mentions_is_listed_apart(measured: ModuleType) -> None:
+    for log, one in measured.expected().items():
+        explanation = measured.explained(log)
+        assert set(one.mentioned) <= {known.id for known in explanation.overcome}, log
+
+
+@pytest.mark.parametrize("log", sorted((CASES / "well").glob("*.log")), ids=lambda path: path.stem)
+def test_nothing_is_named_where_a_run_went_well(log: Path) -> None:
+    explanation = explain(log.read_bytes())
+    assert explanation.found == ()
+    assert explanation.outcome in ("well", "unclear")
+    assert explanation.explained
+
+
+# --- logs from a seed ------------------------------------------------------------------------------------------
+
+NOISE = {
+    "build": [
+        "-- Looking for pthread_create in pthread - found",
+        "[{}/141] Building CUDA object CMakeFiles/_C.dir/csrc/ops_{}.cu.o",
+        'csrc/dtype_fp8.cuh(36): warning #177-D: variable "kE4M3" was declared but never referenced',
+        "ptxas info    : Used {} registers, 400 bytes cmem[0]",
+    ],
+    "server": [
+        "INFO 01-31 12:00:{} config.py:510] Defaulting to use mp for distributed inference",
+        "INFO 01-31 12:00:{} model_runner.py:1115] Loading model weights took 14.{} GB",
+        "Loading safetensors checkpoint shards:  {}% Completed | 1/8 [00:01<00:07,  1.1it/s]",
+    ],
+}
+CONSEQUENCES = {
+    "build": [
+        "ninja: build stopped: subcommand failed.",
+        "subprocess.CalledProcessError: Command '['cmake', '--build', '.']' returned non-zero exit status 1.",
+        "  ERROR: Failed building wheel for vllm",
+        "ERROR: Could not build wheels for vllm, which is required to install pyproject.toml-based projects",
+    ],
+    "server": [
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        "RuntimeError: Engine process failed to start. See stack trace for the root cause.",
+    ],
+}
+HARMLESS = [
+    ["fatal: not a git repository (or any of the parent directories): .git"],
+    ["/bin/sh: 1: lsmod: not found"],
+    [
+        "fatal: unable to access 'https://github.com/NVIDIA/cutlass.git/': gnutls_handshake() failed: The TLS"
+        " connection was non-properly terminated.",
+        "HEAD is now at bbe579a Updates for CUTLASS 3.4.1",
+    ],
+    ["Collecting fastapi!=0.113.*,!=0.114.0 (from vllm)"],
+    ["-- Performing Test CMAKE_HAVE_LIBC_PTHREAD - Failed"],
+]
+
+
+def noise(kind: str, chance: random.Random) -> list[str]:
+    texts = [chance.choice(NOISE[kind]) for _ in range(chance.randint(2, 12))]
+    return [text.replace("{}", str(chance.randint(10, 59))) for text in texts]
+
+
+def kind_of(failure: Failure) -> str:
+    server = any(word in failure.example for word in ("vllm/", "INFO ", "rank", "HTTP", "Error: "))
+    return "server" if server else "build"
+
+
+def made(failure: Failure, chance: random.Random, prefix: str = "") -> str:
+    """A log with one fatal failure, what follows from it, and harmless texts around it."""
+    kind = kind_of(failure)
+    lines = noise(kind, chance)
+    for harmless in chance.sample(HARMLESS, chance.randint(0, 3)):
+        lines += [*harmless, *noise(kind, chance)]
+    lines += [*failure.example.strip("\n").split("\n"), *noise(kind, chance)[:2]]
+    lines += chance.sample(CONSEQUENCES[kind], chance.randint(1, len(CONSEQUENCES[kind])))
+    return "\n".join(prefix + line for line in lines) + "\n"
+
+
+def fatal() -> list[Failure]:
+    """Failures whose examples say by themselves that something failed, and that no tool's log contradicts."""
+    explained = [(failure, explain(failure.example).found) for failure in CAUSES if not failure.tools]
+    return [failure for failure, found in explained if found and not re.search("WARN|INFO|Warning", found[0].text)]
+
+
+@pytest.mark.proof
+def test_the_fatal_failure_comes_first_in_logs_from_a_seed(scale: Callable[[int], int], chance: random.Random) -> None:
+    some = fatal()
+    missed = []
+    count = scale(500)
+    for _ in range(count):
+        failure = chance.choice(some)
+        explanation = explain(made(failure, chance))
+        if (first(explanation) or ("",))[0] != failure.id:
+            missed.append((failure.id, [known.id for known in explanation.found]))
+    assert len(missed) <= count * 0.05, missed
+
+
+@pytest.mark.proof
+def test_of_two_processes_that_fail_the_earlier_comes_first(scale: Callable[[int], int], chance: random.Random) -> None:
+    some = [failure for failure in fatal() if len(failure.example) < 600]
+    missed = []
+    count = scale(100)
+    for _ in range(count):
+        one, other = chance.sample(some, 2)
+        if one.id in other.consequence_of or other.id in one.consequence_of:
+            continue
+        text = made(one, chance, "(Worker_TP0 pid=11) ") + made(other, chance, "(Worker_TP1 pid=12) ")
+        found = [known.id for known in explain(text).found]
+        if found[:1] != [one.id] or other.id not in found:
+            missed.append((one.id, other.id, found))
+    assert len(missed) <= count * 0.05, missed
+
+
+# --- which line is the cause -----------------------------------------------------------------------------------
+
+TRACE = 'Traceback (most recent call last):\n  File "/app/x.py", line 1, in f\n    g()\n'
+
+
+def test_the_last_exception_of_the_process_that_died_first_is_shown_even_if_unknown() -> None:
+    worker, engine = (
+        "(Worker_TP1 pid=7) ERROR 11-28 12:30:49 [x.py:9] ",
+        "(EngineCore pid=5) ERROR 11-28 12:30:54 [core.py:1] ",
+    )
+    text = "".join(f"{worker}{line}\n" for line in [*TRACE.splitlines(), "ValueError: a tensor of nothing"])
+    text += "".join(
+        f"{engine}{line}\n"
+        for line in [
+            *TRACE.splitlines(),
+            "Exception: WorkerProc initialization failed. See stack trace for root cause.",
+        ]
+    )
+    text += TRACE + "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    explanation = explain(text)
+    assert first(explanation) == (UNKNOWN, 4)
+    assert not explanation.explained
+
+
+@pytest.mark.parametrize(
+    ("link", "line"),
+    [
+        ("The above exception was the direct cause of the following exception:", 4),
+        ("During handling of the above exception, another exception occurred:", 10),
+    ],
+)
+def test_chained_exceptions_are_followed_to_the_one_that_counts(link: str, line: int) -> None:
+    text = f"{TRACE}KeyError: 'one'\n\n{link}\n{TRACE}LookupError: another\n"
+    assert first(explain(text)) == (UNKNOWN, line)
+
+
+def test_consequences_alone_are_shown_as_what_they_are() -> None:
+    explanation = explain(
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+    )
+    assert not explanation.explained
+    assert "not in this log" in explanation.found[0].reason
+
+
+def test_an_error_before_a_success_is_not_reported_and_one_after_it_is() -> None:
+    killed = "FAILED: a.o\nKilled\nninja: build stopped: subcommand failed.\n"
+    well = explain(f"{killed}Successfully installed vllm-0.10.2\n")
+    assert (well.found, well.outcome, [known.id for known in well.overcome]) == ((), "well", ["compiler-killed"])
+    assert first(explain(f"Successfully installed torch-2.5.1\n{killed}")) == ("compiler-killed", 3)
+    # What went well in another container says nothing of this one.
+    assert (
+        first(explain(f"a-1  | {killed.replace(chr(10), chr(10) + 'a-1  | ')}x\nb-1  | Successfully installed y\n"))
+        is not None
+    )
+
+
+def test_a_number_decides_between_two_failures_and_stands_in_the_answer() -> None:
+    old, new = (explain(f"nvcc fatal   : Unsupported gpu architecture 'compute_{n}'\n").found[0].id for n in (70, 120))
+    assert (old, new) == ("gpu-arch-dropped", "gpu-arch-unknown")
+
+
+# --- every form ------------------------------------------------------------------------------------------------
+
+PLAIN = (CASES / "02-cudafe-signal9.log").read_text()
+ANSWER = ("compiler-killed", 54)
+STAMP = "2025-10-13T09:06:25.1234567Z "
+
+
+def each(prefix: str) -> bytes:
+    return "".join(f"{prefix}{line}\n" for line in PLAIN.splitlines()).encode()
+
+
+FORMS: dict[str, bytes] = {
+    "utf-16 with a mark": PLAIN.encode("utf-16"),
+    "utf-16 of the other order": b"\xfe\xff" + PLAIN.encode("utf-16-be"),
+    "utf-16 without a mark": PLAIN.encode("utf-16-le"),
+    "utf-8 with a mark": b"\xef\xbb\xbf" + PLAIN.encode(),
+    "Windows line ends": PLAIN.replace("\n", "\r\n").encode(),
+    "gzip": gzip.compress(PLAIN.encode()),
+    "bzip2": bz2.compress(PLAIN.encode()),
+    "xz": lzma.compress(PLAIN.encode()),
+    "docker's json-file": "".join(
+        json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "t"}) + "\n" for line in PLAIN.splitlines()
+    ).encode(),
+    "BuildKit": each("#19 271.7 "),
+    "GitHub Actions": each(STAMP),
+    "gh run view --log": each(f"build\tRun make wheel\t{STAMP}"),
+    "Kubernetes": each("2025-10-13T09:06:25.123456789Z stderr F "),
+    "kubectl --prefix": each("[pod/vllm-0/server] "),
+    "docker compose": each("vllm-1  | "),
+    "journald": each("Nov 28 12:30:49 host vllm[123]: "),
+    "colours": each("\x1b[1;31m").replace(b"\n", b"\x1b[0m\n"),
+    "behind progress bars": each("  7%|###    | 1/14\r"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_log_is_read_in_every_form(form: str) -> None:
+    assert first(explain(FORMS[form])) == ANSWER
+
+
+@pytest.mark.parametrize("encoded", [FORMS["gzip"], FORMS["utf-16 with a mark"], FORMS["docker's json-file"]])
+def test_a_form_is_recognized_however_it_arrives(encoded: bytes) -> None:
+    class Slowly(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 1, 3) if size and size > 0 else 3)
+
+    assert first(logs.explain(Slowly(encoded), "log")) == ANSWER
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/tmp/x/main.c:5:10: schwerwiegender Fehler: Python.h: Datei oder Verzeichnis nicht gefunden",
+        "/tmp/x/main.c:5:10: erreur fatale : Python.h: Aucun fichier ou dossier de ce nom",
+        "/tmp/x/main.c:5:10: 致命错误: Python.h: 没有那个文件或目录",
+    ],
+)
+def test_a_compiler_may_speak_another_language(line: str) -> None:
+    explanation = explain(f"gcc main.c\n{line}\n")
+    assert not explanation.explained or explanation.found[0].line == 2
+    assert explanation.outcome == "failed"
+
+
+def test_a_message_that_cmake_wraps_is_one_line() -> None:
+    wrapped = ["Unable to find python matching:", "/a/very/long/path/bin/python3.11."]
+    log = "".join(f"  {line}\n" for line in wrapped)
+    assert first(explain(f"CMake Error at CMakeLists.txt:8 (message):\n{log}")) == ("cmake-too-old", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"\n \n", "it is empty"),
+        (gzip.compress(PLAIN.encode())[:-40], "its gzip data is damaged or ends early"),
+        (b"\x28\xb5\x2f\xfd" + bytes(range(256)) * 20, "it is not text"),
+    ],
+)
+def test_what_cannot_be_read_is_never_called_clean(content: bytes, why: str) -> None:
+    explanation = explain(content)
+    if explanation.found:  # what could be read has the cause
+        return
+    assert (explanation.outcome, explanation.reason) == ("unreadable", why)
+    assert not explanation.explained
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_folder_of_logs_is_explained_failures_first(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("Successfully installed x-1\n")
+    (tmp_path / "b.log").write_text("RuntimeError: CUDA error: device-side assert triggered in vllm\n")
+    done = run_dca("explain", tmp_path, "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert document["schema"] == "dca.explanations/1"
+    assert [Path(one["log"]).name for one in document["logs"]] == ["b.log", "a.log"]
+
+
+@pytest.mark.slow
+def test_standard_input_is_followed_while_it_is_written() -> None:
+    command = [sys.executable, "-m", "dca", "explain", "--follow"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "scripts")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as program:
+        assert program.stdin is not None
+        assert program.stderr is not None
+        program.stdin.write(b"loading\nAssertionError: CUDA_HOME is not set\n")
+        program.stdin.flush()
+        # Before the input ends.
+        assert b"cuda-home-unset" in program.stderr.readline()
+        program.stdin.close()
+        assert program.stdout is not None
+        output = program.stdout.read().decode()
+        assert program.wait() == 0
+    assert output.startswith("loading\nAssertionError: CUDA_HOME is not set\n")
+    assert "What happened: torch found no CUDA toolkit (cuda-home-unset)" in output
+
+
+@pytest.mark.slow
+def test_the_answer_fits_a_screen() -> None:
+    for log in sorted(CASES.glob("*.log"))[::9]:
+        done = run_dca("explain", log)
+        assert len(done.stdout.splitlines()) <= 40, log

@@ -1,0 +1,324 @@
+"""Wheels with one odd thing each: of the archive, names, METADATA, WHEEL, RECORD, or what is installed.
+
+`HOSTILE` holds what must be a problem for `dca inspect`, `TOLD` what installers accept and a reader must be told.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.support.made_wheels import row
+
+NAME = "demo-1.0-py3-none-any.whl"
+INFO, DATA = "demo-1.0.dist-info", "demo-1.0.data"
+METADATA = b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n"
+WHEEL = b"Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+CODE = b"x = 1\n"
+LINK, FOLDER, PIPE = 0o120777, 0o040755, 0o010644
+UTF8 = 0x800
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of an archive, as its two headers say.
+
+    Args:
+        name: as bytes where it is not UTF-8.
+        local: what the header in front of it says instead: name, flags, method, crc, stored, size.
+        listed: the same of the list of files.
+        behind: bytes behind its content.
+    """
+
+    name: str | bytes
+    content: bytes = CODE
+    mode: int = 0o100644
+    flags: int = 0
+    extra: bytes = b""
+    local: Mapping[str, bytes | int] = field(default_factory=dict)
+    listed: Mapping[str, bytes | int] = field(default_factory=dict)
+    behind: bytes = b""
+
+    def numbers(self) -> dict[str, int | bytes]:
+        name = self.name if isinstance(self.name, bytes) else self.name.encode()
+        flags = self.flags | (0 if name.isascii() or isinstance(self.name, bytes) else UTF8)
+        size = len(self.content)
+        numbers: dict[str, int | bytes] = {"name": name, "flags": flags, "method": 0, "crc": zlib.crc32(self.content)}
+        return numbers | {"stored": size, "size": size, "extra": self.extra}
+
+
+def archive(entries: list[Entry], *, start: int = 0) -> bytes:
+    """An archive of these files; `start` is added to every place that it names."""
+    body, listed = b"", b""
+    for entry in entries:
+        near, far = {**entry.numbers(), **entry.local}, {**entry.numbers(), **entry.listed}
+        middle = struct.pack("<HIII", 33, *(near[key] for key in ("crc", "stored", "size")))
+        head = struct.pack("<4s4H", b"PK\x03\x04", 20, near["flags"], near["method"], 0) + middle
+        place = len(body) + start
+        body += head + struct.pack("<2H", len(near["name"]), len(near["extra"]))  # type: ignore[arg-type]
+        body += near["name"] + near["extra"] + entry.content + entry.behind  # type: ignore[operator]
+        middle = struct.pack("<HIII", 33, *(far[key] for key in ("crc", "stored", "size")))
+        listed += struct.pack("<4s2B4H", b"PK\x01\x02", 20, 3, 20, far["flags"], far["method"], 0) + middle
+        listed += struct.pack("<5H2I", len(far["name"]), len(far["extra"]), 0, 0, 0, entry.mode << 16, place)  # type: ignore[arg-type]
+        listed += far["name"] + far["extra"]  # type: ignore[operator]
+    count = len(entries)
+    return body + listed + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(listed), len(body) + start, 0)
+
+
+def entries(
+    *more: Entry, metadata: bytes = METADATA, wheel: bytes = WHEEL, record: str | bytes | None = None
+) -> list[Entry]:
+    """The files of a wheel, with a RECORD that fits unless another is given."""
+    files = [Entry("demo/__init__.py"), *more, Entry(f"{INFO}/METADATA", metadata), Entry(f"{INFO}/WHEEL", wheel)]
+    if record is None:
+        names = [one.name if isinstance(one.name, str) else one.name.decode("cp437") for one in files]
+        rows = [row(f'"{name}"', one.content) for name, one in zip(names, files, strict=True) if name[-1:] != "/"]
+        record = "\n".join([*rows, f"{INFO}/RECORD,,"]) + "\n"
+    return [*files, Entry(f"{INFO}/RECORD", record if isinstance(record, bytes) else record.encode())]
+
+
+def fits(*more: str) -> str:
+    """A RECORD of the plain wheel, with further lines."""
+    rows = [row("demo/__init__.py", CODE), row(f"{INFO}/METADATA", METADATA), row(f"{INFO}/WHEEL", WHEEL)]
+    return "\n".join([*rows, f"{INFO}/RECORD,,", *more]) + "\n"
+
+
+def _named(name: str | bytes, **more: int) -> Callable[[], bytes]:
+    return lambda: archive(entries(Entry(name, **more)))  # type: ignore[arg-type]
+
+
+def _metadata(content: bytes) -> Callable[[], bytes]:
+    return lambda: archive(entries(metadata=content))
+
+
+def _wheel(content: bytes) -> Callable[[], bytes]:
+    return lambda: archive(entries(wheel=content))
+
+
+def _record(content: str | bytes) -> Callable[[], bytes]:
+    return lambda: archive(entries(record=content))
+
+
+def _first(**more: object) -> Callable[[], bytes]:
+    """The plain wheel with another first file."""
+    return lambda: archive([replace(entries()[0], **more), *entries()[1:]])  # type: ignore[arg-type]
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[], bytes]:
+    return lambda: change(archive(entries()))
+
+
+def _with_comment(comment: bytes) -> Callable[[], bytes]:
+    return _bytes(lambda whole: whole[:-2] + struct.pack("<H", len(comment)) + comment)
+
+
+def _counting(place: int, value: int) -> Callable[[], bytes]:
+    """The plain wheel whose end says another number."""
+    return _bytes(lambda whole: whole[: place - 22] + struct.pack("<H", value) + whole[place - 20 :])
+
+
+def _points(content: bytes) -> Callable[[], bytes]:
+    return lambda: archive(entries(Entry(f"{INFO}/entry_points.txt", content)))
+
+
+def _unicode_path(name: bytes) -> bytes:
+    return struct.pack("<2HBI", 0x7075, 5 + len(name), 1, zlib.crc32(b"demo/__init__.py")) + name
+
+
+_OTHER = "other-1.0.dist-info"
+_SECOND = archive([Entry("evil.py")])
+# The kinds of attack on whoever unpacks or reads a wheel, and damage that readers see differently.
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    # Names.
+    "up": _named("../../evil.py"),
+    "up in the middle": _named("demo/../../evil.py"),
+    "absolute": _named("/abs/evil.py"),
+    "up from the data folder": _named(f"{DATA}/data/../../../evil"),
+    "a drive": _named("C:/evil.py"),
+    "backslashes": _named("..\\..\\evil.py"),
+    "a backslash": _named("demo\\evil.py"),
+    "a dot": _named("demo/./evil.py"),
+    "an empty part": _named("demo//evil.py"),
+    "an empty name": _named(""),
+    "NUL": _named("demo/evil.py\0.txt"),
+    "a line end": _named("demo/evil\n.py"),
+    "an escape": _named("demo/evil\x1b[2J.py"),
+    "delete": _named("demo/evil\x7f.py"),
+    "right to left": _named("demo/evil\u202eyp.txt"),
+    "no width": _named("demo/ev\u200bil.py"),
+    "a line separator": _named("demo/evil\u2028.py"),
+    "not UTF-8": _named(b"demo/\xff\xfe.py", flags=UTF8),
+    "not marked as UTF-8": _named("demo/\u00e9.py".encode()),
+    "a long name": _named("demo/" + "x" * 300),
+    "a long path": _named("x/" * 600 + "a"),
+    "capital letters": lambda: archive(entries(Entry("Demo/__init__.py"))),
+    "composed letters": lambda: archive(entries(Entry("demo/\u00e9.py"), Entry("demo/e\u0301.py"))),
+    "sharp s": lambda: archive(entries(Entry("demo/stra\u00dfe.py"), Entry("demo/strasse.py"))),
+    "twice": lambda: archive(entries(Entry("demo/__init__.py"))),
+    "twice, with other bytes": lambda: archive(entries(Entry("demo/__init__.py", b"evil = 1\n"))),
+    "twice, as a folder": lambda: archive(entries(Entry("demo/__init__.py/", b"", FOLDER))),
+    "a file and a folder": lambda: archive(entries(Entry("demo/__init__.py/x.py"))),
+    "twice after installing": lambda: archive(entries(Entry(f"{DATA}/purelib/demo/__init__.py"))),
+    # Kinds.
+    "a symbolic link": _named("demo/link", mode=LINK),
+    "a symbolic link to a folder": lambda: archive(
+        entries(Entry("demo/there", b"/etc", LINK), Entry("demo/there/evil.py"))
+    ),
+    "a pipe": _named("demo/pipe", mode=PIPE),
+    "a folder by its mode": _named("demo/folder", mode=FOLDER),
+    "a folder with content": _named("demo/folder/", mode=FOLDER),
+    "encrypted": _named("demo/secret.py", flags=1),
+    # Bytes.
+    "bytes before": lambda: b"#!/bin/sh\nexit\n" + archive(entries()),
+    "bytes before, counted": lambda: b"#!/bin/sh\nexit\n" + archive(entries(), start=15),
+    "bytes behind": _bytes(lambda whole: whole + b"x"),
+    "NULs behind": _bytes(lambda whole: whole + b"\0" * 100),
+    "an archive behind": _bytes(lambda whole: whole + _SECOND),
+    "an archive before": lambda: _SECOND + archive(entries()),
+    "an archive in the comment": _with_comment(_SECOND),
+    "an end in the comment": _with_comment(b"PK\x05\x06" + bytes(18)),
+    "a comment that is cut off": _bytes(lambda whole: whole[:-2] + struct.pack("<H", 9) + b"x"),
+    "bytes between": _first(behind=b"evil"),
+    "an archive between": _first(behind=_SECOND),
+    "another name in front": _first(local={"name": b"demo/__evil__.py"}),
+    "another name in the list": _first(listed={"name": b"demo/__evil__.py"}),
+    "another size in front": _first(local={"size": 1}),
+    "another stored size in front": _first(local={"stored": 1}),
+    "another checksum in front": _first(local={"crc": 1}),
+    "another checksum": _first(local={"crc": 1}, listed={"crc": 1}),
+    "another method in front": _first(local={"method": 8}),
+    "an unknown method": _first(local={"method": 99}, listed={"method": 99}),
+    "another flag in front": _first(local={"flags": 1}),
+    "a descriptor that is not there": _first(flags=8),
+    "a wrong descriptor": _first(flags=8, behind=struct.pack("<4s3I", b"PK\x07\x08", 1, 2, 3)),
+    "a size that is too large": _first(local={"size": 1 << 20}, listed={"size": 1 << 20}),
+    "a stored size that is too large": _first(
+        local={"stored": 1 << 20, "size": 1 << 20}, listed={"stored": 1 << 20, "size": 1 << 20}
+    ),
+    "a Unicode path": _first(extra=_unicode_path(b"evil.py")),
+    "fewer files than listed": _counting(10, 3),
+    "more files than listed": _counting(10, 5),
+    "another disk": _counting(4, 1),
+    "cut off": _bytes(lambda whole: whole[:-30]),
+    "nothing": lambda: b"",
+    "an empty archive": lambda: archive([]),
+    "no archive": lambda: b"x" * 100,
+    # What a wheel must have, once.
+    "two of .dist-info": lambda: archive(entries(Entry(f"{_OTHER}/METADATA", METADATA))),
+    "two of .dist-info, by capitals": lambda: archive(entries(Entry(f"{INFO.upper()}/METADATA", METADATA))),
+    "another's .dist-info": lambda: archive(
+        [replace(one, name=str(one.name).replace("demo-1", "other-1")) for one in entries()]
+    ),
+    "no METADATA": lambda: archive([one for one in entries() if "METADATA" not in str(one.name)]),
+    "no WHEEL": lambda: archive([one for one in entries() if "/WHEEL" not in str(one.name)]),
+    "no RECORD": lambda: archive([one for one in entries() if "RECORD" not in str(one.name)]),
+    "two of METADATA": lambda: archive(entries(Entry(f"{INFO}/METADATA", METADATA.replace(b"1.0", b"2.0")))),
+    # METADATA.
+    "no name": _metadata(b"Metadata-Version: 2.1\nVersion: 1.0\n"),
+    "no version": _metadata(b"Metadata-Version: 2.1\nName: demo\n"),
+    "no version of METADATA": _metadata(b"Name: demo\nVersion: 1.0\n"),
+    "a later version of METADATA": _metadata(METADATA.replace(b"2.1", b"9.0")),
+    "two names": _metadata(METADATA + b"Name: other\n"),
+    "two versions": _metadata(METADATA + b"Version: 2.0\n"),
+    "two versions, by capitals": _metadata(METADATA + b"vERSION: 2.0\n"),
+    "two of Requires-Python": _metadata(METADATA + b"Requires-Python: >=3\nrequires-python: >=3.99\n"),
+    "Requires-Python in small letters": _metadata(METADATA + b"requires-python: soon\n"),
+    "a wrong requirement": _metadata(METADATA + b"Requires-Dist: a b c\n"),
+    "a wrong requirement in small letters": _metadata(METADATA + b"requires-dist: a b c\n"),
+    "a requirement of a line's end": _metadata(METADATA + b"Requires-Dist: a\rRequires-Dist: evil\n"),
+    "a line that is no header": _metadata(METADATA + b"evil\nRequires-Dist: a\n"),
+    "a blank line first": _metadata(b"\n" + METADATA),
+    "a header that is continued first": _metadata(b" x\n" + METADATA),
+    "METADATA that is not UTF-8": _metadata(METADATA + b"Requires-Dist: \xff\n"),
+    "a name that is none": _metadata(METADATA.replace(b"demo", b"-demo-")),
+    "NUL in METADATA": _metadata(METADATA + b"Requires-Dist: a\0b\n"),
+    "a requirement by URL and escape": _metadata(METADATA + b"Requires-Dist: a @ https://h/\x1b[2J\n"),
+    "empty METADATA": _metadata(b""),
+    # WHEEL.
+    "empty WHEEL": _wheel(b""),
+    "no version of the format": _wheel(WHEEL.replace(b"Wheel-Version: 1.0\n", b"")),
+    "a later format": _wheel(WHEEL.replace(b"1.0", b"2.0")),
+    "a format that is none": _wheel(WHEEL.replace(b"1.0", b"one")),
+    "another tag": _wheel(WHEEL.replace(b"py3", b"cp38")),
+    "a Root-Is-Purelib that is neither": _wheel(WHEEL.replace(b"true", b"maybe")),
+    "two of Root-Is-Purelib": _wheel(WHEEL + b"Root-Is-Purelib: false\n"),
+    "WHEEL that is not UTF-8": _wheel(WHEEL + b"Tag: \xff\n"),
+    # RECORD.
+    "a file that RECORD lacks": _record(fits().replace("demo/__init__.py", "demo/__main__.py")),
+    "a line twice": _record(fits(row("demo/__init__.py", CODE))),
+    "a line twice, with another hash": _record(fits(row("demo/__init__.py", b"evil"))),
+    "a line by another spelling": _record(fits(row("./demo/__init__.py", CODE))),
+    "a line that leads out": _record(fits(row("../../evil.py", CODE))),
+    "an absolute line": _record(fits(row("/etc/passwd", CODE))),
+    "md5": _record(fits().replace("sha256=", "md5=")),
+    "sha1": _record(fits().replace("sha256=", "sha1=")),
+    "shake_128": _record(fits().replace("sha256=", "shake_128=")),
+    "an unknown hash": _record(fits().replace("sha256=", "rot13=")),
+    "no hashes": _record(f"demo/__init__.py,,\n{INFO}/METADATA,,\n{INFO}/WHEEL,,\n{INFO}/RECORD,,\n"),
+    "another hash": _record(fits().replace("sha256=", "sha256=A", 1)),
+    "another size": _record(fits().replace(",6\n", ",7\n", 1)),
+    "a negative size": _record(fits().replace(",6\n", ",-6\n", 1)),
+    "four columns": _record(fits().replace(",6\n", ",6,x\n", 1)),
+    "an empty line": _record("\n" + fits()),
+    "RECORD that is not UTF-8": _record(fits().encode() + b"\xff,,\n"),
+    "NUL in RECORD": _record(fits("\0,,")),
+    "empty RECORD": _record(""),
+    # What it installs.
+    "an unknown kind of data": _named(f"{DATA}/evil/x"),
+    "data without a kind": _named(f"{DATA}/x"),
+    "another's data": _named("other-1.0.data/purelib/evil.py"),
+    "a command that leads out": _points(b"[console_scripts]\n../../evil = demo:x\n"),
+    "an absolute command": _points(b"[console_scripts]\n/tmp/evil = demo:x\n"),
+    "a command that is no call": _points(b"[console_scripts]\nevil = import os; os\n"),
+    "commands that cannot be read": _points(b"[console_scripts\nevil"),
+    "a command twice": _points(b"[console_scripts]\nx = demo:x\nx = demo:y\n"),
+    "commands that are not UTF-8": _points(b"[console_scripts]\nx\xff = demo:x\n"),
+}
+# What installers accept, with a part of what is said of it.
+TOLD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a .pth": (_named("zz.pth"), "zz.pth"),
+    "a .pth in purelib": (_named(f"{DATA}/purelib/zz.pth"), "zz.pth"),
+    "a .pth in capitals": (_named("ZZ.PTH"), "ZZ.PTH"),
+    "another's package": (_named("torch/__init__.py"), "torch"),
+    "pip": (_named("pip/__init__.py"), "pip"),
+    "another's module": (_named("sitecustomize.py"), "sitecustomize.py"),
+    "another's module in purelib": (_named(f"{DATA}/purelib/sitecustomize.py"), "sitecustomize.py"),
+    "another's module in platlib": (_named(f"{DATA}/platlib/usercustomize/__init__.py"), "usercustomize"),
+    "a script": (_named(f"{DATA}/scripts/ls", mode=0o100755), "ls"),
+    "a command": (_points(b"[console_scripts]\nls = demo:x\n"), "ls"),
+    "a window": (_points(b"[gui_scripts]\nls = demo:x\n"), "ls"),
+    "data": (_named(f"{DATA}/data/etc/x"), "etc/x"),
+    "a header": (_named(f"{DATA}/headers/x.h"), "x.h"),
+}
+# What must not be a problem.
+FINE: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: archive(entries()),
+    "a folder": lambda: archive(entries(Entry("demo/sub/", b"", FOLDER), Entry("demo/sub/x.py"))),
+    "a name in UTF-8": _named("demo/\u00e9.py"),
+    "a comment": _with_comment(b"made by hand"),
+    "a description": _metadata(
+        METADATA + b"Requires-Dist: a; python_version < '3'\n\nRequires-Dist: b c d\nno: \xe2\x82\xac\n"
+    ),
+    "a continued header": _metadata(METADATA + b"License: one\n        two\n"),
+    "CR LF": _metadata(METADATA.replace(b"\n", b"\r\n")),
+    "no Root-Is-Purelib": _wheel(WHEEL.replace(b"Root-Is-Purelib: true\n", b"")),
+    "a signature": lambda: archive(entries(Entry(f"{INFO}/RECORD.jws"))),
+    "carried packages": _named("demo/_vendor/other-1.0.dist-info/METADATA"),
+    "a descriptor": _first(
+        flags=8,
+        local={"crc": 0, "stored": 0, "size": 0},
+        behind=struct.pack("<4s3I", b"PK\x07\x08", zlib.crc32(CODE), 6, 6),
+    ),
+    "a command of its own": _points(b"[console_scripts]\ndemo = demo:x\nfoo-bar.baz = demo.a:b.c [extra]\n"),
+}
+
+
+def write(folder: Path, content: bytes) -> Path:
+    """A wheel with these bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    path.write_bytes(content)
+    return path
