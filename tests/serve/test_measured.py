@@ -289,6 +289,15 @@ def test_dual_chunk_attention_is_compared_and_not_corrected(tmp_path: Path) -> N
     assert not (tmp_path / "serving").exists()
 
 
+def test_a_log_of_another_model_teaches_nothing(tmp_path: Path) -> None:
+    words = ("plan", served(tmp_path, "Llama-3-8B"), "--gpus", "1xA100-40", "--cache-dir", tmp_path, "--measured")
+    log = log_of(tmp_path)
+    log.write_text(log.read_text().replace("took 15.2683", "took 5.2683"))
+    told = run(*words, log)
+    assert "The weights are those of another model" in told.stdout, told.stderr
+    assert not (tmp_path / "serving").exists()
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [

@@ -33,8 +33,10 @@ class Done:
 
 
 def run(*arguments: str | Path, **env: str) -> Done:
-    """The command line, in this process, with an environment of its own."""
+    """The command line, in this process, with an environment of its own, and without what logs taught plans here."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    if arguments[0] in ("plan", "command"):
+        kept["DCA_CACHE_DIR"] = os.devnull + "/none"
     out, wrong = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, {**kept, **env}, clear=True),

@@ -23,6 +23,10 @@ MOST_BYTES = 64 << 20
 """Of a longer log, the beginning and the end are read: an engine prints these figures when it starts."""
 MOST_VALUES = 20
 """Logs of one kind of GPU and version that a correction remembers."""
+SAME_MODEL = 0.1
+"""Share by which the weights of one model, planned and printed, differ at most."""
+MOST_BESIDE = 0.25
+"""Share of a GPU that a correction is at most: a log that says more is of other settings."""
 SAME_CARD = 0.01
 """Share by which the memory of two GPUs of one kind differs at most: drivers keep more or less for themselves."""
 
@@ -272,6 +276,9 @@ def _flag(text: str, name: str) -> bool | None:
 # --- beside the plan -------------------------------------------------------------------------------------------------
 
 
+WEIGHTS = "weights"
+
+
 class Part(Value):
     """A part of the memory, planned and printed.
 
@@ -301,7 +308,8 @@ class Comparison(Value):
         gpu: the GPU's memory as the log says it, or as planned.
         settings: what it was planned with.
         parts: each part.
-        beside_gib: what the engine used beside weights and KV cache more than planned, in 2^30 bytes.
+        beside_gib: what the engine used beside weights and KV cache more than planned, in 2^30 bytes; None when the log
+            does not say it, or is of another model or other settings.
     """
 
     version: str
@@ -309,6 +317,12 @@ class Comparison(Value):
     settings: Settings
     parts: tuple[Part, ...]
     beside_gib: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the weights are so far off that the log is of another model."""
+        errors = [part.error for part in self.parts if part.name == WEIGHTS]
+        return any(error is None or abs(error) > SAME_MODEL for error in errors)
 
 
 def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comparison:
@@ -331,7 +345,7 @@ def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comp
     tokens = outcome.cache_tokens(shape, gpus, settings)
     printed = log.tokens if log.tokens is not None else log.blocks and log.blocks * settings.block_size
     rows = [
-        ("weights", weights, log.weights_gib, "GiB"),
+        (WEIGHTS, weights, log.weights_gib, "GiB"),
         ("activations of a step", step, log.peak_gib, "GiB"),
         ("memory outside of torch", settings.outside_gib, log.outside_gib, "GiB"),
         ("CUDA graphs", graphs, log.graphs_gib, "GiB"),
@@ -350,7 +364,9 @@ def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comp
     if log.cache_gib is not None and log.weights_gib is not None and not counted:
         used = settings.utilization * gpus.memory_gib - log.cache_gib - log.weights_gib
         beside = used - step - settings.outside_gib - graphs * settings.graphs_counted
-    return Comparison(version=log.version, gpu=gpus.memory_gib, settings=settings, parts=parts, beside_gib=beside)
+    found = Comparison(version=log.version, gpu=gpus.memory_gib, settings=settings, parts=parts, beside_gib=beside)
+    odd = beside is not None and abs(beside) > MOST_BESIDE * gpus.memory_gib
+    return found.model_copy(update={"beside_gib": None}) if odd or found.differs else found
 
 
 # --- corrections -----------------------------------------------------------------------------------------------------
@@ -425,3 +441,5 @@ def words(comparison: Comparison) -> Iterator[str]:
         digits = 0 if part.unit == "tokens" else 2
         error = f"{round(part.error, 3) + 0.0:+.1%}" if part.error is not None else ""
         yield f"{part.name:<30}{part.planned:>12,.{digits}f}{part.printed:>12,.{digits}f}{error:>9}"
+    if comparison.differs:
+        yield "The weights are those of another model, or are stored in another way: later plans are not corrected."
