@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from dca import inspection
 from dca.catalogue.toolkits import load_versions
-from dca.foundation import data, store, zips
+from dca.foundation import data, documents, store, zips
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -291,7 +291,8 @@ def _signed_state(source: Source, signed: Signed, findings: list[Finding], probl
     for record in signed.statement.wheels:
         path = layout.record(record.file)
         try:
-            if parse_record(record.file, source.read(path)) != record:
+            content = source.read(path)
+            if parse_record(record.file, content) != record or content != documents.dumps(record):
                 problems.append(f"{path} is not the record that was signed.")
         except FileNotFoundError:
             continue
