@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dca.config import layout, models
 from dca.config.edit import NEAREST, few_diagonals, table_faults
-from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, TABLE, THETA, Layout, Rotary
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.layout import count as count
 from dca.config.layout import kind as kind
 from dca.config.layout import number as number
@@ -32,7 +32,6 @@ OF_YARN = {
     "mscale",
     "mscale_all_dim",
     "truncate",
-    *STRUCTURAL,
 }
 FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow")
 # Two names of one type, which vLLM accepts side by side.
@@ -182,7 +181,7 @@ def types(subject: Subject) -> Iterator[Finding]:
                 *path,
                 "type",
             )
-        elif kind(scaling) is None and set(scaling) - STRUCTURAL:
+        elif kind(scaling) is None and not all(map(structural, scaling)):
             yield subject.error(
                 "DCA-120",
                 f"`{path[-1]}` has no rope_type: vLLM rejects that.",
@@ -203,7 +202,7 @@ def keys(subject: Subject) -> Iterator[Finding]:
     for path, yarn in subject.yarns():
         yield from _missing(subject, path, yarn)
         for name in yarn:
-            if name not in OF_YARN:
+            if name not in OF_YARN and not structural(name):
                 yield subject.warning(
                     "DCA-121",
                     f"dca does not know the YaRN key `{short(name)[1:-1]}`; a misspelt key has no effect.",
@@ -213,7 +212,7 @@ def keys(subject: Subject) -> Iterator[Finding]:
                 )
         for name, other in (("attention_factor", "attn_factor"), ("attn_factor", "attention_factor")):
             if yarn.get(name) is not None and other not in yarn:
-                who = "vLLM 0.10.2 ignores" if name == "attention_factor" else "transformers and vLLM 0.32 ignore"
+                who = "vLLM 0.10 ignores" if name == "attention_factor" else "transformers and vLLM 0.32 ignore"
                 yield subject.warning(
                     "DCA-121",
                     f"{who} `{name}`, and use the formula's value.",
@@ -228,7 +227,7 @@ def keys(subject: Subject) -> Iterator[Finding]:
         if ignored:
             yield subject.warning(
                 "DCA-121",
-                f"vLLM 0.10.2 ignores {', '.join(ignored)} for YaRN.",
+                f"vLLM 0.10 ignores {', '.join(ignored)} for YaRN.",
                 "nothing to do if the model's own file has them; else remove them.",
                 *path,
                 ignored[0],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dca.config import layout, readers, rotary, text
-from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, TABLE, THETA, Layout, Rotary
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
 from dca.config.text import Json, OneLine
@@ -184,9 +184,11 @@ def trained(found: Rotary, setting: YarnSetting | None = None) -> str:
         numbers = (found.factor, found.original)
         if None in numbers or (setting and numbers == (setting.factor, setting.original)):
             return ""
-        if set(old) <= SIMPLE | STRUCTURAL and (setting is None or found.original == setting.original):
+        if all(name in SIMPLE or structural(name) for name in old) and (
+            setting is None or found.original == setting.original
+        ):
             return ""
-    lost = [f"{name} {_short(value)}" for name, value in old.items() if name not in {*TYPES, *STRUCTURAL}]
+    lost = [f"{name} {_short(value)}" for name, value in old.items() if name not in TYPES and not structural(name)]
     return f"{found.type} ({', '.join(lost)})" if lost else found.type
 
 
@@ -222,7 +224,7 @@ def _structure(found: Layout, path: tuple[str, ...]) -> dict[str, Any]:
     """What belongs to the model's shape and must stand at a path: readers take the object there as a whole."""
     if not found.rotary[0].path or found.rotary[0].path == path:
         return {}
-    kept = {name: value for name, value in found.rotary[0].parameters.items() if name in STRUCTURAL}
+    kept = {name: value for name, value in found.rotary[0].parameters.items() if structural(name)}
     return {name: value for name, value in kept.items() if name != THETA or PARAMETERS in path}
 
 
@@ -314,7 +316,7 @@ def _write_yarn(source: Json, path: tuple[str, ...], setting: YarnSetting, carri
     names = [name for name in TYPES if name in old] or ["rope_type"]
     if not any(old.get(name) == "yarn" for name in names):
         for name in old:
-            if name not in {"factor", ORIGINAL, *names, *STRUCTURAL}:
+            if name not in {"factor", ORIGINAL, *names} and not structural(name):
                 source = text.remove(source, (*path, name))
     values: dict[str, Any] = {name: value for name, value in carried.items() if name not in old}
     values |= dict.fromkeys(names, "yarn")
@@ -393,7 +395,7 @@ def _unscaled(source: Json, found: Layout) -> Json:
     """Without the scaling; what belongs to the model's shape stays."""
     for name in (SCALING, PARAMETERS):
         old = found.config.get(name)
-        kept = [key for key in old if key in STRUCTURAL] if isinstance(old, dict) else []
+        kept = [key for key in old if structural(key)] if isinstance(old, dict) else []
         if name == SCALING and not kept and old is not None:
             source = text.remove(source, (SCALING,))
         elif isinstance(old, dict) and not layout.per_layer(old) and (layout.kind(old) or "default") != "default":

@@ -9,6 +9,7 @@ order in which places are tried is that of transformers 5 and vLLM 0.32 (`get_te
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,6 @@ STRUCTURAL = frozenset(
         "mrope_interleaved",
         "use_fope",
         "apply_yarn_scaling",
-        "llama_4_scaling_beta",
     }
 )
 
@@ -63,12 +63,23 @@ OF_WINDOWS = ("rope_local_base_freq", "swa_rope_theta", "local_rope_theta")
 # Lists with one entry for each layer, of models that do not state their number.
 LISTS = ("layers_block_type", "layer_types", "block_configs", "hybrid_override_pattern")
 # Older names of the same type of scaling.
-OTHER_TYPES = {"su": "longrope", "mrope": "default", "telechat3-yarn": "yarn", "deepseek_yarn": "yarn"}
+OTHER_TYPES = {"su": "longrope", "mrope": "default"}
 # Types with which max_position_embeddings is not the length that is served: it is multiplied by the factor.
 MULTIPLIED = ("linear", "dynamic", "ntk")
 # Their max_position_embeddings is the scaled length already.
 NOT_MULTIPLIED = ("gemma3",)
 ALL = ""
+
+
+def structural(name: str) -> bool:
+    """Whether a rotary setting belongs to the model's shape, and stays when the scaling is replaced."""
+    # Temperatures of attention that models name after the one that had it first.
+    return name in STRUCTURAL or name.endswith("_scaling_beta")
+
+
+def _type(name: str) -> str:
+    """A scaling's type under the name that transformers 5 gives it; some models put their own before `yarn`."""
+    return "yarn" if re.search(r"[-_]yarn$", name) else OTHER_TYPES.get(name, name)
 
 
 def kind(scaling: dict[str, Any]) -> Any:
@@ -336,7 +347,7 @@ def _one(
     if inside and own is None and layers:
         key, base = next(((name, text[name]) for name in OF_WINDOWS if _of_window(text, layers, name)), (key, base))
     name = kind(parameters)
-    scaling = OTHER_TYPES.get(name, name) if isinstance(name, str) else "default"
+    scaling = _type(name) if isinstance(name, str) else "default"
     original = count(parameters.get(ORIGINAL)) or count(text.get(ORIGINAL))
     partial = number(_named(parameters, PARTIAL)[1]) or number(_named(text, PARTIAL)[1]) or 1.0
     where = (*path, *inside, own_key) if own is not None else (*path, key)

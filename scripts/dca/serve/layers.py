@@ -21,7 +21,7 @@ Kind = Literal["full", "latent", "window", "chunk", "state", "none"]
 MOST_LAYERS = 4096
 """Layers of a model are looked at one by one up to this many."""
 FULL_EVERY = 4
-"""Llama 4 has full attention in every fourth layer, when its config does not list them."""
+"""Models with chunked attention have full attention in every fourth layer, when their config does not list them."""
 
 
 class State(Value):
@@ -161,7 +161,6 @@ UNKNOWN = {
 
 NAMED: dict[str, Kind] = {
     "full_attention": "full",
-    "deepseek_sparse_attention": "full",
     "sparse_attention": "full",
     "attention": "full",
     "global_attention": "full",
@@ -182,6 +181,17 @@ LETTERS: dict[str, Kind] = {"M": "state", "*": "full", "-": "none", "E": "none"}
 """Letters of `hybrid_override_pattern`: Mamba, attention, MLP, experts."""
 
 
+def _named(name: str) -> Kind | None:
+    """The kind of layer that a config names; None for a name that is not known."""
+    # Engines keep every key of a layer that reads few of them, whoever made its index.
+    return NAMED.get(name, "full" if name.endswith("_sparse_attention") else None)
+
+
+def _dense_among_experts(config: dict[str, Any]) -> int:
+    """Width of the dense layers of a model whose intermediate_size is that of its experts, the shared one included."""
+    return _count(config, "intermediate_size_mlp")
+
+
 def _kinds(config: dict[str, Any], count: int, unknown: dict[str, None]) -> list[Kind]:
     """What each layer caches."""
     full: Kind = "latent" if _count(config, "kv_lora_rank") else "full"
@@ -189,9 +199,9 @@ def _kinds(config: dict[str, Any], count: int, unknown: dict[str, None]) -> list
     kinds: list[Kind]
     if types is not None:
         for name in dict.fromkeys(map(str, types[:count])):
-            if name not in NAMED:
+            if _named(name) is None:
                 unknown[f"layers of the type {config_rules.short(name)}"] = None
-        kinds = [NAMED.get(str(name), "full") for name in types[:count]]
+        kinds = [_named(str(name)) or "full" for name in types[:count]]
     elif isinstance(letters := config.get("hybrid_override_pattern"), str) and len(letters) >= count:
         kinds = [LETTERS.get(letter, "full") for letter in letters[:count]]
     else:
@@ -216,7 +226,7 @@ def _kind(config: dict[str, Any], index: int) -> Kind:
         return "full" if index in listed else "state"
     if isinstance(listed := config.get("hybrid_layer_pattern"), list) and index < len(listed):
         return "window" if listed[index] == 1 else "full"
-    if _count(config, "attention_chunk_size") and str(config.get("model_type", "")).startswith("llama4"):
+    if _count(config, "attention_chunk_size") and _dense_among_experts(config):
         plain = config.get("no_rope_layers")
         full = plain[index] == 0 if isinstance(plain, list) and index < len(plain) else (index + 1) % FULL_EVERY == 0
         return "full" if full else "chunk"
@@ -373,7 +383,7 @@ def _shared(config: dict[str, Any], expert: int) -> int:
         config, "n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"
     ):
         return number * expert
-    if str(config.get("model_type", "")).startswith("llama4"):
+    if _dense_among_experts(config):
         return _count(config, "intermediate_size")
     return _count(config, "shared_intermediate_size")
 
@@ -445,7 +455,7 @@ def towers(config: dict[str, Any]) -> Iterator[Tower]:
 
 def _tower(part: dict[str, Any]) -> Tower:
     """A transformer over patches, with its projection to the text's hidden size."""
-    # Qwen2-VL states the text's width as hidden_size, and its own as embed_dim.
+    # Some towers state the text's width as hidden_size, and its own as embed_dim.
     wide = _first(part, "embed_dim", "hidden_size", "d_model", "vt_hidden_size")
     deep = _first(part, "depth", "num_hidden_layers", "encoder_layers", "num_layers", "vt_num_hidden_layers")
     inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size")

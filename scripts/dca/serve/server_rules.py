@@ -492,7 +492,7 @@ def classes(subject: Subject) -> Iterator[Finding]:
     if subject.asked.stock and subject.shape.dual_chunk and versions.order(subject.asked.version) >= DROPPED:
         yield _error(
             "DCA-158",
-            f"vLLM {subject.asked.version} has no dual chunk attention; 0.10.2 is the last version with it.",
+            f"vLLM {subject.asked.version} has no dual chunk attention, as all since {'.'.join(map(str, DROPPED))}.",
             "omit --engine-version, or use dca config drop-dca DIR --out DIR2.",
         )
     elif subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):

@@ -97,7 +97,7 @@ def load(path: Path | None = None) -> Known:
 
 
 def order(version: str) -> tuple[int, ...]:
-    """A version's release numbers, to compare: (0, 10, 1, 1) for 0.10.1.1; () without any."""
+    """A version's release numbers, to compare: (0, 31, 0, 1) for 0.31.0.1; () without any."""
     return tuple(int(number) for number in re.findall(r"\d+", (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]))
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import re
 import sys
 import traceback
 import types
@@ -347,7 +348,8 @@ def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     head = latent or held(text, "global_head_dim") or held(text, "head_dim")
     head = head or text.hidden_size // text.num_attention_heads
     if latent and own.get("rope_type", own.get("type")) == "yarn":
-        own["rope_type"] = "deepseek_yarn"
+        # vLLM's models with latent attention ask for a type that only `get_rope` names.
+        own["rope_type"] = re.findall(r'"(\w+_yarn)"', inspect.getsource(package))[0]
     arguments: dict[str, Any] = {"head_size": head, "max_position": text.max_position_embeddings}
     if "rope_parameters" in inspect.signature(package.get_rope).parameters:
         arguments["rope_parameters"] = own or {"rope_theta": held(text, "rope_theta", 10000.0)}
