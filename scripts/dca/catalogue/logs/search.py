@@ -377,7 +377,8 @@ class Finder:
 
 @cache
 def _compiled(words: frozenset[bytes]) -> re.Pattern[bytes]:
-    return re.compile(trie(sorted(words)))
+    # An empty pattern would match everywhere.
+    return re.compile(trie(sorted(words)) if words else b"(?!)")
 
 
 @dataclass
