@@ -322,7 +322,7 @@ class Judge:
 
     def _why(self, one: _Candidate, first: _Candidate | None) -> str:
         if one is first or first is None:
-            where = f" of {one.event.line.process}" if one.event.line.process else ""
+            where = _of(one.event.line.process)
             return f"the first failure{where} that the run did not overcome"
         if one.serious < first.serious:
             return "its line is no error by itself"
@@ -352,7 +352,7 @@ class Judge:
         return Known.model_validate(named | seen | {"title": title, "cause": cause, "remedy": remedy, "around": around})
 
     def _unknown_as(self, event: Event) -> Known:
-        where = f" of {event.line.process}" if event.line.process else ""
+        where = _of(event.line.process)
         kind = {
             "hard": f"the first error{where}",
             "exception": f"the last exception{where}",
@@ -381,6 +381,14 @@ class Judge:
         lines.pop(ranked[0].line, None)
         rest = list(lines.values())
         return tuple(rest if len(rest) <= 2 * SUSPICIOUS else [*rest[:SUSPICIOUS], *rest[-SUSPICIOUS:]])
+
+
+def _of(process: str) -> str:
+    """The process of a line in words, such as " of process 511 of vllm-1"; empty without one."""
+    group, _, pid = process.rpartition("/")
+    if not pid.isdigit():
+        return f" of {process.strip('/')}" if process else ""
+    return f" of process {pid}{group and f' of {group}'}"
 
 
 def _together(mark: Event, event: Event) -> bool:
