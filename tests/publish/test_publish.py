@@ -292,7 +292,7 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
         first, *how = words.split()
         level = next(level for level in LEVELS if level == first)
         name = "static/archs" if "--arch" in how else "static/one"
-        case = CaseResult(level="static", name=name, proves="that", passed="fails" not in how)
+        case = CaseResult(level=level, name=name, proves="that", passed="fails" not in how)
         monkeypatch.setattr(engine.static, "check", lambda *_, case=case: (case,))
         asked = engine.Request(
             wheel,

@@ -682,14 +682,13 @@ def wheel_kernels() -> Kernels | None:
     return None
 
 
-def guard_structure(vllm_config: Any, params: Any) -> None:
-    """Let requests for structured output refuse themselves, if the engine ignores them.
+def guard_structure(params: Any) -> None:
+    """Let requests for structured output refuse themselves, if the engine of a model with DCA ignores them.
 
     Args:
-        vllm_config: vLLM's whole config.
         params: the class of their parameters; a server answers its ValueError with HTTP 400.
     """
-    if dca_config(vllm_config.model_config.hf_config) is None or importlib.util.find_spec(GUIDED_MODULE) is not None:
+    if importlib.util.find_spec(GUIDED_MODULE) is not None:
         return
 
     def refused(_original: Callable[..., None], _params: Any) -> None:

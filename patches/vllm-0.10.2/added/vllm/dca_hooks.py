@@ -43,9 +43,10 @@ def _create_model_config(original: Callable[..., Any], engine_args: Any) -> Any:
 
 
 def _create_engine_config(original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any) -> Any:
-    from vllm.sampling_params import GuidedDecodingParams
-
     vllm_config = original(engine_args, *args, **kwargs)
     dca_guards.check_engine(vllm_config)
-    dca_guards.guard_structure(vllm_config, GuidedDecodingParams)
+    if dca_guards.dca_config(vllm_config.model_config.hf_config) is not None:
+        from vllm.sampling_params import GuidedDecodingParams
+
+        dca_guards.guard_structure(GuidedDecodingParams)
     return vllm_config
