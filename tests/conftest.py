@@ -158,8 +158,8 @@ def dca(cache: store.Store) -> RunDca:
         env: dict[str, str] | None = None,
         timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
-        # `inspect` alone looks at one file and has no cache.
-        if "--cache-dir" not in arguments and arguments[0] != "inspect":
+        # `inspect` looks at one file and `index` at one folder; they have no cache.
+        if "--cache-dir" not in arguments and arguments[0] not in ("inspect", "index"):
             arguments += ("--cache-dir", cache.root)
         given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
         return run_dca(*arguments, cwd=cwd, env=given, timeout=timeout)

@@ -272,7 +272,7 @@ def test_story_B4_32b_on_two_t4_with_and_without_cuda_graphs(tmp_path: Path) -> 
     eager = planned(model, "2xT4", length=12_000, batched=12_000)
     assert eager.planned.fits
     assert "--enforce-eager" in flags(eager)
-    assert not planned(model, "2xT4", length=12_000, batched=12_000, graphs=True).planned.fits
+    assert "--max-num-seqs" in flags(planned(model, "2xT4", length=12_000, batched=12_000, graphs=True))
     assert planned(model, "2xT4", graphs=True).longest < whole.longest
     # What kernels of quantized weights take for themselves is not in the formulas, and the plan says so.
     assert any("their own buffers" in note for note in whole.notes)
@@ -294,7 +294,8 @@ def test_story_B6_gpus_are_chosen_by_cuda_visible_devices() -> None:
     seen = Seen(cards=(*cards, cards[1]))
     assert gpus.of_this_machine(seen, "1,2").count == 2
     assert gpus.of_this_machine(seen, "1,2").archs == ("9.0",)
-    assert gpus.of_this_machine(seen, "0,1").memory_gib == 24.0
+    # Of 24 GiB, torch sees 23.4.
+    assert gpus.of_this_machine(seen, "0,1").memory_gib == 23.4
     with pytest.raises(DcaError, match="no GPU to plan for") as found:
         gpus.of_this_machine(seen, "")
     assert "CUDA_VISIBLE_DEVICES" in found.value.why

@@ -145,8 +145,13 @@ def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Pat
     code, told = run("verify", index, *cache)
     assert (code, "--cert-identity was not given" in told) == (0, True)
     assert run("verify", index, "--key", key, *cache)[0] == 1
-    # A second signature keeps the first.
+    # A second signature of the evidence keeps the first; the index as it is now is signed by who is named.
     assert run(*to, "--key", key)[0] == 0
+    code, told = run("verify", index, *who, *cache)
+    assert (code, "has no signed statement index-sigstore.json" in told) == (1, True)
+    signing = ("--key", key, "--sigstore", "--trust-config", trust)
+    code, told = run("index", "sign", "--index", index, *signing)
+    assert code == 0, told
     code, told = run("verify", index, "--key", key, *who, *cache)
     assert (code, told.count("ok    signature")) == (0, 2)
     assert run("verify", index, "--key", key, *who[:1], f"{JOB}2", *who[2:], *cache)[0] == 1

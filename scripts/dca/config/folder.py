@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,10 @@ def read(folder: Path, name: str = CONFIG) -> Json:
     return text.parse(content(_folder(folder) / name), str(folder / name))
 
 
+# A URL is no name, and may hold a password.
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
 def located(model: Path) -> Path:
     """A model's folder; of a hub's name, ORG/NAME, the newest snapshot in the hub's cache. Nothing is downloaded."""
     if model.exists() or model.is_absolute() or len(model.parts) != 2 or model.parts[0] in (".", ".."):
@@ -112,7 +117,7 @@ def located(model: Path) -> Path:
         snapshots = [path for path in (kept / "snapshots").iterdir() if (path / CONFIG).exists()]
         if named in snapshots or snapshots:
             return named if named in snapshots else max(snapshots, key=lambda path: path.stat().st_mtime)
-    if not Path(model.parts[0]).exists():
+    if _HUB_NAME.fullmatch(str(model)) and not Path(model.parts[0]).exists():
         raise DcaError(
             "DCA-204",
             f"{model} is not a folder, and the hub's cache has no config.json of that name: {hub}.",
