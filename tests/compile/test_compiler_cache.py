@@ -276,6 +276,13 @@ def sccache(planned: Plan, toolkit: Path, cache: store.Store, tmp_path: Path) ->
     return job, folder
 
 
+def through_redis(job: Job) -> Job:
+    """The same job, planned with sccache and a shared Redis."""
+    planned = PlannedCache(name="sccache", version="0.16.0", shared="Redis")
+    plan = SimpleNamespace(**{**vars(job.plan), "compiler_cache": planned})
+    return cast("Job", SimpleNamespace(**{**vars(job), "plan": plan}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("endpoint", [None, "redis://127.0.0.1:1", "nonsense"])
 def test_sccache_passes_the_probe_and_leaves_no_server(
@@ -289,10 +296,7 @@ def test_sccache_passes_the_probe_and_leaves_no_server(
     job, folder = sccache
     if endpoint is not None:
         monkeypatch.setenv("SCCACHE_REDIS_ENDPOINT", endpoint)
-        plan = SimpleNamespace(
-            **{**vars(job.plan), "compiler_cache": PlannedCache(name="sccache", version="0.16.0", shared="Redis")}
-        )
-        job = cast("Job", SimpleNamespace(**{**vars(job), "plan": plan}))
+        job = through_redis(job)
     run = quiet_run(tmp_path, store.Store(linked(tmp_path / "cache", cache)))
     started = time.monotonic()
     with compiler_cache.running(job, folder, run) as session:
@@ -439,11 +443,7 @@ def test_a_redis_that_is_gone_during_the_probe_holds_it_up_for_seconds(
     server = redis()
     monkeypatch.setenv("SCCACHE_REDIS_ENDPOINT", server.url)
     job, folder = sccache
-    planned = PlannedCache(name="sccache", version="0.16.0", shared="Redis")
-    job = cast(
-        "Job",
-        SimpleNamespace(**{**vars(job), "plan": SimpleNamespace(**{**vars(job.plan), "compiler_cache": planned})}),
-    )
+    job = through_redis(job)
     began: list[float] = []
 
     class Kills(Silent):

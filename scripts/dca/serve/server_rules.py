@@ -492,7 +492,8 @@ def classes(subject: Subject) -> Iterator[Finding]:
     if subject.asked.stock and subject.shape.dual_chunk and versions.order(subject.asked.version) >= DROPPED:
         yield _error(
             "DCA-158",
-            f"vLLM {subject.asked.version} has no dual chunk attention, as all since {'.'.join(map(str, DROPPED))}.",
+            f"vLLM {subject.asked.version} has no dual chunk attention; it was removed in "
+            f"{'.'.join(map(str, DROPPED))}.",
             "omit --engine-version, or use dca config drop-dca DIR --out DIR2.",
         )
     elif subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):
