@@ -105,11 +105,11 @@ def test_counting_shared_pointers_needs_no_newer_glibc_with_the_lean_projects_su
     (tmp_path / "shared.cpp").write_text(SHARED)
     support = data.lean_folder() / "support/threads.cpp"
     for source in (tmp_path / "shared.cpp", support):
-        words = ["g++", "-O2", "-std=c++17", "-fPIC", "-c", source, "-o", tmp_path / f"{source.stem}.o"]
-        subprocess.run(words, check=True)
+        target = tmp_path / f"{source.stem}.o"
+        subprocess.run(["g++", "-O2", "-std=c++17", "-fPIC", "-c", source, "-o", target], check=True)
     subprocess.run(["ar", "rcs", tmp_path / "libsupport.a", tmp_path / "threads.o"], check=True)
     needs = {}
-    for name, more in (("plain", []), ("supported", [tmp_path / "libsupport.a"])):
+    for name, more in (("plain", ()), ("supported", (tmp_path / "libsupport.a",))):
         module = tmp_path / f"{name}.so"
         subprocess.run(["g++", "-shared", tmp_path / "shared.o", *more, "-o", module], check=True)
         needs[name] = {symbol.name for symbol in elf.read(module).undefined}
