@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from dca import inspection
+from dca.binaries.newer import OLDEST
 from dca.catalogue import model_needs, recipes, torch_releases
 from dca.catalogue.plan import Plan
 from dca.catalogue.toolkits import load_versions
@@ -267,6 +268,8 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
         yield "made by", "CUDA " + ", ".join(module.tools)
     if module.sections:
         yield "needs", ", ".join([*module.needed, *_required(module)]) or "nothing"
+    if module.newer:
+        yield "newer", f"than {OLDEST}: {', '.join(module.newer)}"
     yield from _ops(module, verbose=verbose)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from dca import inspection
+from dca.binaries.newer import OLDEST
 from dca.catalogue import kept_ptx
 from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
@@ -156,6 +158,7 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
             "  ", f"{kept_ptx.beside(Path(result.wheel)).name}: the PTX of {names}, for proofs without a GPU"
         )
     lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
+    lines += [line for text in _newer(inspected) for line in wrapped("  Warning: ", text)]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
     if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
@@ -183,6 +186,17 @@ def compiler_cache(used: CacheUse) -> str:
         return f"{name}: switched off. {used.off}"
     errors = f", {used.errors} errors" if used.errors else ""
     return f"{name}: {used.hits} of {used.hits + used.misses} parts found{errors}"
+
+
+def _newer(inspected: Inspection) -> Iterator[str]:
+    """Why a wheel does not run on older systems, by module; nothing for one that fits `OLDEST`."""
+    for module in inspected.modules:
+        if module.newer:
+            yield (
+                f"{module.path} does not load on systems of {OLDEST}: the compiler and the C library that made it "
+                f"require {', '.join(module.newer)}. The tag of the wheel says so. On an older system, such as Debian "
+                "12, `dca wheel` builds one for older systems too."
+            )
 
 
 def _archs(inspected: Inspection, path: str) -> str:

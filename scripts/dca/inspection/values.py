@@ -67,6 +67,8 @@ class InspectedModule(Value):
         path: path in the wheel.
         sha256: SHA-256 of the file.
         glibcxx: the newest GLIBCXX version that it wants.
+        newer: symbols of the C and C++ libraries that systems of manylinux_2_28 do not have, such as "gettid
+            (GLIBC_2.30)"; at most 20.
     """
 
     path: str
@@ -100,6 +102,7 @@ class InspectedModule(Value):
     ptx_versions: dict[str, str] = {}
     relocatable: dict[str, int] = {}
     unread: dict[str, int] = {}
+    newer: tuple[str, ...] = ()
 
     @property
     def ops(self) -> tuple[str, ...] | None:
