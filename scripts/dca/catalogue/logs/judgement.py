@@ -342,7 +342,7 @@ class Judge:
     def _report(self, one: _Candidate, reason: str) -> Known:
         event = one.event
         seen = {"line": event.line.number, "text": shown(event.line.text).strip(), "count": one.count, "reason": reason}
-        around = tuple(Numbered(line=number, text=text) for number, text in event.around)
+        around = _around(event)
         known = self.scan.catalogue.of(event.owner) if event.failure is None else None
         if known is not None:
             return known.model_copy(update=seen | {"around": around})
@@ -366,7 +366,7 @@ class Judge:
             line=event.line.number,
             text=shown(event.line.text).strip(),
             count=1,
-            around=tuple(Numbered(line=number, text=text) for number, text in event.around),
+            around=_around(event),
             reason=kind[event.grade],
         )
 
@@ -381,6 +381,12 @@ class Judge:
         lines.pop(ranked[0].line, None)
         rest = list(lines.values())
         return tuple(rest if len(rest) <= 2 * SUSPICIOUS else [*rest[:SUSPICIOUS], *rest[-SUSPICIOUS:]])
+
+
+def _around(event: Event) -> tuple[Numbered, ...]:
+    return tuple(
+        Numbered(line=number, text=shown(text.decode("utf-8", "replace"))) for number, text in event.around
+    )
 
 
 def _of(process: str) -> str:

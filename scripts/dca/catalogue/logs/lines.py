@@ -54,6 +54,8 @@ _LOGGERS = (
     re.compile(r"##\[(?P<level>error|warning|notice|debug|group|command)\]"),
     re.compile(r"(?P<level>INFO|WARNING|ERROR|CRITICAL): {2,8}"),
 )
+_PREFIXED = re.compile(r"[\d\[(#\ufeffA-Z]|[^\t\n]{1,120}\t|[a-z][\w.-]{0,80} +\|")
+"""How a line begins that any of these patterns can match; most lines of builds begin in another way."""
 _BOX = re.compile(r"^\s*(?:[\u2500-\u257f][\u2500-\u257f\u25b6>]*|[|+])(?: |$)")
 """The frames of pip's and uv's messages, and of Python's exception groups."""
 QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019`", "'") | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"'))
@@ -95,9 +97,10 @@ class Line:
 
 def normal(text: str, translations: Mapping[str, str]) -> str:
     """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
-    plain = text.translate(QUOTES)
+    ascii_only = text.isascii()
+    plain = text.replace("`", "'") if ascii_only else text.translate(QUOTES)
     for theirs, english in translations.items():
-        if theirs in plain:
+        if (not ascii_only or theirs.isascii()) and theirs in plain:
             plain = plain.replace(theirs, english)
     return plain
 
@@ -106,6 +109,8 @@ def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
     """Take the prefixes off a line."""
     rest, group, process, level = text.rstrip("\r\n"), "", "", PLAIN
     for _ in range(5):
+        if not _PREFIXED.match(rest):
+            break
         if match := _first(_LOGGERS, rest):
             level = _LEVELS.get(match["level"].upper(), INFO)
         elif match := _first(_INNER, rest):
@@ -115,7 +120,8 @@ def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
         else:
             break
         rest = rest[match.end() :]
-    rest = _BOX.sub("", rest, count=1)
+    if match := _BOX.match(rest):
+        rest = rest[match.end() :]
     body = normal(rest, translations)
     if level == PLAIN:
         level = _own_level(body)
