@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,7 +47,7 @@ class Context:
     start: int
     end: int
     line: Line
-    translations: Mapping[str, str]
+    translations: lines.Translations
 
     @cached_property
     def _above(self) -> list[str]:
@@ -79,7 +79,7 @@ class Context:
             return True
         for text in self._above[:within]:
             if any(word in text for word in words):
-                process = lines.parse(0, text, {}).process
+                process = lines.parse(0, text).process
                 if process == self.line.process or not process or not self.line.process:
                     return True
         return False
@@ -130,11 +130,11 @@ class Context:
     def traced(self) -> bool:
         """Whether the line above belongs to a traceback of the same process."""
         above = next((text for text in self._above[:6] if self._same(text)), "")
-        body = lines.parse(0, above, {}).body
+        body = lines.parse(0, above).body
         return bool(_FRAME.match(body)) or (body.startswith("    ") and self._has_frame())
 
     def _same(self, text: str) -> bool:
-        return lines.parse(0, text, {}).process == self.line.process
+        return lines.parse(0, text).process == self.line.process
 
     def _has_frame(self) -> bool:
         return any('File "' in text for text in self._above[:6])
@@ -143,9 +143,9 @@ class Context:
         """Whether the same process logs what it does further on, other than that it shuts down."""
         if b"INFO" not in self.buffer[self.end : self.end + _REACH // 4]:
             return False
-        logged = 0
+        logged, name = 0, self.line.process.rpartition("/")[2]
         for number, text in enumerate(self._below, self.line.number + 1):
-            if not _LOGGED.search(text):
+            if name not in text or not _LOGGED.search(text):
                 continue
             line = lines.parse(number, text, self.translations)
             mine = line.level == lines.INFO and line.process == self.line.process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 DEBUG, INFO, WARNING, PLAIN, ERROR = range(5)
@@ -95,17 +95,36 @@ class Line:
         return len(self.body) - len(self.body.lstrip(" "))
 
 
-def normal(text: str, translations: Mapping[str, str]) -> str:
-    """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
-    ascii_only = text.isascii()
-    plain = text.replace("`", "'") if ascii_only else text.translate(QUOTES)
-    for theirs, english in translations.items():
-        if (not ascii_only or theirs.isascii()) and theirs in plain:
-            plain = plain.replace(theirs, english)
-    return plain
+class Translations:
+    """What compilers and shells print in other languages, in English.
+
+    Args:
+        english: by the words of the other language.
+    """
+
+    def __init__(self, english: Mapping[str, str]) -> None:
+        self._english = english
+        self._all = _any_of(english)
+        # Most lines are ASCII, and few of the words are.
+        self._plain = _any_of(filter(str.isascii, english))
+
+    def normal(self, text: str) -> str:
+        """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
+        pattern, plain = (
+            (self._plain, text.replace("`", "'")) if text.isascii() else (self._all, text.translate(QUOTES))
+        )
+        return pattern.sub(lambda match: self._english[match[0]], plain)
 
 
-def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    # The longest first: a word may begin with another one.
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
+
+
+NONE = Translations({})
+
+
+def parse(number: int, text: str, translations: Translations = NONE) -> Line:
     """Take the prefixes off a line."""
     rest, group, process, level = text.rstrip("\r\n"), "", "", PLAIN
     for _ in range(5):
@@ -122,7 +141,7 @@ def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
         rest = rest[match.end() :]
     if match := _BOX.match(rest):
         rest = rest[match.end() :]
-    body = normal(rest, translations)
+    body = translations.normal(rest)
     if level == PLAIN:
         level = _own_level(body)
     pid = re.search(r"pid=(\d+)", process)

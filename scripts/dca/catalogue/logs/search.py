@@ -18,7 +18,7 @@ from dca.catalogue import failures
 from dca.catalogue.failures import NUMBER, Catalogue, Failure
 from dca.catalogue.logs import lines
 from dca.catalogue.logs.context import Context
-from dca.catalogue.logs.lines import ERROR, INFO, WARNING, Line
+from dca.catalogue.logs.lines import ERROR, INFO, NONE, WARNING, Line, Translations
 
 Role = Literal[
     "failure",
@@ -191,13 +191,11 @@ def text(role: Role, owner: str, words: str, failure: Failure | None = None) -> 
 
 
 @cache
-def named(catalogue: Catalogue) -> tuple[tuple[Role, re.Pattern[str]], ...]:
-    """Patterns of lines that are no failure, or only name something: they are matched with lines that were found."""
+def named(catalogue: Catalogue) -> Finder:
+    """Texts of lines that are no failure, or only name something: looked up in lines that were found."""
     marks = catalogue.marks
     roles: tuple[tuple[Role, tuple[str, ...]], ...] = (("harmless", marks.harmless), ("progress", marks.progress))
-    return tuple(
-        (role, re.compile("|".join(_pattern(words).pattern for words in some))) for role, some in roles if some
-    )
+    return Finder(tuple(text(role, words, words) for role, some in roles for words in some))
 
 
 @cache
@@ -369,6 +367,7 @@ class Scan:
     versions: dict[str, str] = field(default_factory=dict)
     tools: set[str] = field(default_factory=set)
     _finder: Finder | None = None
+    _translations: Translations = NONE
     _buffer: bytes = b""
     _start: int = 0
     """Where in the buffer the lines begin that were not searched yet."""
@@ -389,6 +388,7 @@ class Scan:
         """
         if self._finder is None:
             self._finder = Finder(texts(self.catalogue))
+            self._translations = Translations(self.catalogue.marks.translations)
             self._answered = tuple(words.encode() for words in self.catalogue.marks.served)
         self._buffer += block
         until = len(self._buffer)
@@ -466,11 +466,11 @@ class Scan:
             for word in words:
                 finder.count(word)
             return
-        line = lines.parse(self.lines + 1, raw.decode("utf-8", "replace"), self.catalogue.marks.translations)
+        line = lines.parse(self.lines + 1, raw.decode("utf-8", "replace"), self._translations)
         last, level, group = self._block
         if line.number <= last and line.group == group:
             line = Line(line.number, line.group, line.process, level, line.body, line.text)
-        context = Context(self._buffer, start, end, line, self.catalogue.marks.translations)
+        context = Context(self._buffer, start, end, line, self._translations)
         if every:
             joined = context.joined()
             self._block = (joined[-1][1].number, WARNING if line.level == WARNING else ERROR, line.group)
@@ -484,7 +484,8 @@ class Scan:
         hits = [(text, match) for text in candidates if (match := text.search(line.body, body))]
         if hits or special:
             roles = {text.role for text, _ in hits}
-            roles |= {role for role, pattern in named(self.catalogue) if pattern.search(line.body)}
+            named_in = (text for text in named(self.catalogue).inside(body) if text.search(line.body, body))
+            roles |= {text.role for text in named_in}
             self._found(finder, hits, roles, line, context)
             self._error(special, raw, roles, line, context)
         for word in words:
