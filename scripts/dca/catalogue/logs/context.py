@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dca.catalogue.failures import LINES_AROUND
-from dca.catalogue.logs import lines
+from dca.catalogue.logs import lines, times
 from dca.catalogue.logs.lines import Line
 
 NEIGHBOURS = 2
@@ -29,6 +29,19 @@ _SHUTDOWN = re.compile(
 _ONWARD = 3
 """Lines that a process logs after an error when it has not ended."""
 _MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a line.
+
+    Args:
+        lines: the line and its neighbours, by number.
+        time: when it was written, by itself or by a line above; empty if neither says so.
+    """
+
+    lines: tuple[tuple[int, bytes], ...] = ()
+    time: str = ""
 
 
 @dataclass
@@ -84,8 +97,8 @@ class Context:
                     return True
         return False
 
-    def around(self) -> tuple[tuple[int, bytes], ...]:
-        """The line and its neighbours as they stand, by number."""
+    def around(self) -> Around:
+        """The line and its neighbours as they stand, and when it was written."""
         number, found = self.line.number, [(self.line.number, self.line.text.encode("utf-8", "replace")[:_KEPT])]
         above, below = self.start, self.end
         for distance in range(1, NEIGHBOURS + 1):
@@ -98,7 +111,8 @@ class Context:
                 found.append((number + distance, self.buffer[below + 1 : end if end >= 0 else below + _KEPT]))
                 below += 1
         # What follows the last line end is no line.
-        return tuple((at, text) for at, text in found if text.strip() or at == number)
+        shown = tuple((at, text) for at, text in found if text.strip() or at == number)
+        return Around(shown, times.nearest(self.buffer, self.end))
 
     def joined(self) -> list[tuple[int, Line]]:
         """The lines of a message that its program has wrapped, each with its place in the joined text."""

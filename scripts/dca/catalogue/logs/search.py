@@ -17,7 +17,7 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 from dca.catalogue import failures
 from dca.catalogue.failures import NUMBER, Catalogue, Failure
 from dca.catalogue.logs import lines
-from dca.catalogue.logs.context import Context
+from dca.catalogue.logs.context import Around, Context
 from dca.catalogue.logs.lines import ERROR, INFO, NONE, WARNING, Line, Translations
 
 Role = Literal[
@@ -167,7 +167,7 @@ class Event:
         link: how an exception followed the one before it in its process: `caused`, `handling`, or empty.
         traced: whether the end of a traceback.
         onward: whether the same process logs what it does further on.
-        around: the lines around it.
+        around: the lines around it, and when it was written.
     """
 
     line: Line
@@ -180,7 +180,7 @@ class Event:
     link: str = ""
     traced: bool = False
     onward: bool = False
-    around: tuple[tuple[int, bytes], ...] = ()
+    around: Around = Around()
 
 
 def text(role: Role, owner: str, words: str, failure: Failure | None = None) -> Text:
