@@ -195,7 +195,7 @@ def _outcome(explanation: Explanation) -> str:
     )
     if explanation.ended is not None:
         return (
-            f"It ends well: line {explanation.ended.line:,} says “{explanation.ended.text.strip()[:80]}”.{on_the_way}"
+            f"It went well as far as it goes: line {explanation.ended.line:,} says “{explanation.ended.text.strip()[:80]}”.{on_the_way}"
         )
     return f"No known failure, and no line that looks like one; no line says how the run ended.{on_the_way}"
 

@@ -21,7 +21,7 @@ _LONGEST = 80
 """Most lines of one message, or of one traceback, that are read as one."""
 _FRAME = re.compile(r"\s*(?:File \"|[\^~]+\s*$|\[Previous line)")
 _MESSAGE = re.compile(r"CMake (?:Error|Warning|Deprecation Warning)\b|\u00d7 No solution")
-_BRANCH = re.compile(r"^\s*[├╰]─▶")
+_BRANCH = re.compile(r"^\s*(?:[├╰]─▶|cause: )")
 _LOGGED = re.compile(r"\bINFO\b")
 _SHUTDOWN = re.compile(
     r"[Ss]hut(?:ting|s)? ?down|Finished server|Waiting for|waiting for|[Ss]topp(?:ing|ed)|[Tt]erminat|[Ee]xit"

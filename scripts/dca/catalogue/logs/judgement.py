@@ -357,7 +357,7 @@ class Judge:
             id=UNKNOWN,
             title="a failure that the catalogue does not have",
             cause="",
-            remedy="Read this line and those above it; the lines that follow are consequences.",
+            remedy="Read this line and those above it first; what follows may only be its consequence.",
             line=event.line.number,
             text=shown(event.line.text).strip(),
             count=1,

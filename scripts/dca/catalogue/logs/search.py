@@ -94,7 +94,7 @@ _LINKS: tuple[tuple[Role, bytes], ...] = (
 )
 _JOINED = (
     *(b"CMake Error", b"CMake Warning", b"CMake Deprecation"),
-    *(words.encode() for words in ("\u2570\u2500\u25b6", "\u251c\u2500\u25b6", "\u00d7 No sol")),
+    *(words.encode() for words in ("\u2570\u2500\u25b6", "\u251c\u2500\u25b6", "\u00d7 No sol", "  cause: ")),
 )
 
 @dataclass(frozen=True, eq=False)
