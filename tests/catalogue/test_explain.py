@@ -379,9 +379,7 @@ SERVER = "ERROR 01-31 12:00:{} [core.py:9] "
         ),
     ],
 )
-def test_the_logs_of_a_folder_stand_in_the_order_in_which_they_failed(
-    texts: dict[str, str], order: list[str]
-) -> None:
+def test_the_logs_of_a_folder_stand_in_the_order_in_which_they_failed(texts: dict[str, str], order: list[str]) -> None:
     written = datetime(2025, 1, 31, 12, 0, 30, tzinfo=timezone.utc).timestamp()
     explained = [(logs.explain(io.BytesIO(text.encode()), name), written) for name, text in texts.items()]
     assert all(one.found for one, _ in explained)

@@ -309,6 +309,12 @@ def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown(monkeypa
     assert (often.line, often.count >= search.ENOUGH) == (3 * search.ENOUGH, True)
 
 
+def test_an_error_on_every_line_up_to_the_end_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "ENOUGH", 50)
+    explanation = explain(1000 * "ValueError: a tensor of nothing\n")
+    assert (explanation.outcome, ids(explanation), explanation.found[0].line) == ("failed", [UNKNOWN], 1000)
+
+
 def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -> None:
     explanation = explain(
         BEFORE + 'csrc/a.cu(12): error: identifier "x" is undefined\n' + AFTER + "ld: error: no such symbol\n"

@@ -16,7 +16,17 @@ from dca.catalogue.logs.judgement import Outcome
 from dca.catalogue.logs.search import Scan
 from dca.foundation.documents import Document
 
-__all__ = ["BLOCK", "Explanation", "Explanations", "Follower", "Reading", "Watch", "explain", "explain_lines", "in_order"]
+__all__ = [
+    "BLOCK",
+    "Explanation",
+    "Explanations",
+    "Follower",
+    "Reading",
+    "Watch",
+    "explain",
+    "explain_lines",
+    "in_order",
+]
 
 WATCHED = 60
 """Lines before an alarming one that are searched for its cause while a log is written."""

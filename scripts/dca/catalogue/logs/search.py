@@ -97,6 +97,7 @@ _JOINED = (
     *(words.encode() for words in ("\u2570\u2500\u25b6", "\u251c\u2500\u25b6", "\u00d7 No sol", "  cause: ")),
 )
 
+
 @dataclass(frozen=True, eq=False)
 class Text:
     """A text to search for.
@@ -182,6 +183,11 @@ class Event:
     onward: bool = False
     around: Around = Around()
 
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What tells it from others: its line, role and owner."""
+        return self.line.number, self.role, self.owner
+
 
 def text(role: Role, owner: str, words: str, failure: Failure | None = None) -> Text:
     """Make a text of the catalogue ready to be searched for."""
@@ -232,10 +238,12 @@ class Finder:
 
     Args:
         texts: everything to search for.
+        tireless: whether what occurs often is searched for nevertheless, in a part of a log that is bounded.
         often: anchors that occurred so often that they are no longer searched for.
     """
 
     texts: tuple[Text, ...]
+    tireless: bool = False
     often: set[bytes] = field(default_factory=set)
     _dropped: set[bytes] = field(default_factory=set)
     _useless: int = 0
@@ -295,7 +303,7 @@ class Finder:
     def count(self, word: bytes, by: int = 1) -> None:
         """Count an anchor, and search for it no longer when it has occurred often."""
         hits = self._hits[word] = self._hits.get(word, 0) + by
-        if hits >= ENOUGH * _REJECTED:
+        if hits >= ENOUGH * _REJECTED and not self.tireless:
             self.often.add(word)
             self._dropped.add(word)
 
@@ -376,8 +384,8 @@ class Scan:
     """Last line, level and group of the message of several lines that is being read."""
     _links: dict[str, str] = field(default_factory=dict)
     _answered: tuple[bytes, ...] = ()
-    _again: bool = False
-    """Whether the end of the log is searched again."""
+    _seen: set[tuple[int, str, str]] | None = None
+    """Line, role and owner of what is kept, when the end of the log is searched again."""
 
     def add(self, block: bytes, *, ended: bool = False) -> None:
         """Search the next block of a log.
@@ -411,8 +419,9 @@ class Scan:
         """Search the end of the log for what was no longer searched for."""
         unended = bool(self._tail) and not self._tail.endswith(b"\n")
         if finder.often:
-            again = Finder(tuple(text for text in finder.texts if text.anchor in finder.often))
-            self._block, self._again = (0, 0, ""), True
+            again = Finder(tuple(text for text in finder.texts if text.anchor in finder.often), tireless=True)
+            kept = [*self.failures.values(), *self.errors.values()]
+            self._block, self._seen = (0, 0, ""), {event.key for one in kept for event in one.events}
             at = self._tail.find(b"\n") + 1
             tail, total = self._tail[at:], self.lines
             self._buffer, self._start = tail, 0
@@ -569,8 +578,8 @@ class Scan:
         """Keep an event, unless its line is kept already."""
         if key in where or len(where) < _KEYS:
             kept = where.setdefault(key, Kept())
-            last = kept.events if self._again else kept.latest
-            if not any((other.line.number, other.role) == (event.line.number, event.role) for other in last):
+            known = self._seen is not None and event.key in self._seen
+            if not known and not any(other.key == event.key for other in kept.latest):
                 kept.add(event)
 
     def _error(self, special: set[Role], raw: bytes, roles: set[Role], line: Line, context: Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone
 
-_REACH = 1 << 12
+_REACH = 1 << 11
 """Bytes above a line in which the nearest time is looked up."""
 _START = 160
 """Bytes at the start of a line in which its time stands."""
@@ -35,14 +35,21 @@ def nearest(buffer: bytes, end: int) -> str:
         buffer: a part of a log.
         end: of the line.
     """
-    region = buffer[max(0, end - _REACH) : end]
+    begin = buffer.rfind(b"\n", max(0, end - _REACH), end) + 1
+    if found := _first(buffer[begin : begin + _START]):
+        return found
+    region = buffer[max(0, begin - _REACH) : begin]
     # Most lines of builds have no clock.
     for clock in reversed([match.start() for match in _CLOCKS.finditer(region)][-_TRIED:]):
-        begin = region.rfind(b"\n", 0, clock) + 1
-        for pattern in _PATTERNS:
-            if match := pattern.search(region[begin : begin + _START]):
-                return match[0].decode("ascii", "replace")
+        start = region.rfind(b"\n", 0, clock) + 1
+        if found := _first(region[start : start + _START]):
+            return found
     return ""
+
+
+def _first(line: bytes) -> str:
+    match = next((match for pattern in _PATTERNS if (match := pattern.search(line))), None)
+    return match[0].decode("ascii", "replace") if match else ""
 
 
 def seconds(stamp: str, written: float) -> float | None:
