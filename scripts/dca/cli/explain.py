@@ -194,7 +194,8 @@ def _outcome(explanation: Explanation) -> str:
         else ""
     )
     if explanation.ended is not None:
-        return f"It went well as far as it goes: line {explanation.ended.line:,} says “{explanation.ended.text.strip()[:80]}”.{on_the_way}"
+        line, text = explanation.ended.line, explanation.ended.text.strip()[:80]
+        return f"It went well as far as it goes: line {line:,} says “{text}”.{on_the_way}"
     return f"No known failure, and no line that looks like one; no line says how the run ended.{on_the_way}"
 
 

@@ -44,6 +44,9 @@ class Around:
     time: str = ""
 
 
+NOTHING = Around()
+
+
 @dataclass
 class Context:
     """The lines around one line.

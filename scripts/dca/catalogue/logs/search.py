@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Literal
@@ -17,7 +17,7 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 from dca.catalogue import failures
 from dca.catalogue.failures import NUMBER, Catalogue, Failure
 from dca.catalogue.logs import lines
-from dca.catalogue.logs.context import Around, Context
+from dca.catalogue.logs.context import NOTHING, Around, Context
 from dca.catalogue.logs.lines import ERROR, INFO, NONE, WARNING, Line, Translations
 
 Role = Literal[
@@ -181,12 +181,7 @@ class Event:
     link: str = ""
     traced: bool = False
     onward: bool = False
-    around: Around = Around()
-
-    @property
-    def key(self) -> tuple[int, str, str]:
-        """What tells it from others: its line, role and owner."""
-        return self.line.number, self.role, self.owner
+    around: Around = NOTHING
 
 
 def text(role: Role, owner: str, words: str, failure: Failure | None = None) -> Text:
@@ -327,6 +322,8 @@ class Kept:
     first: list[Event] = field(default_factory=list)
     last: deque[Event] = field(default_factory=lambda: deque(maxlen=KEPT))
     count: int = 0
+    until: int = 0
+    """Line up to which everything was kept, when the end of the log is searched again."""
 
     def add(self, event: Event) -> None:
         """Keep one more."""
@@ -384,8 +381,6 @@ class Scan:
     """Last line, level and group of the message of several lines that is being read."""
     _links: dict[str, str] = field(default_factory=dict)
     _answered: tuple[bytes, ...] = ()
-    _seen: set[tuple[int, str, str]] | None = None
-    """Line, role and owner of what is kept, when the end of the log is searched again."""
 
     def add(self, block: bytes, *, ended: bool = False) -> None:
         """Search the next block of a log.
@@ -420,8 +415,9 @@ class Scan:
         unended = bool(self._tail) and not self._tail.endswith(b"\n")
         if finder.often:
             again = Finder(tuple(text for text in finder.texts if text.anchor in finder.often), tireless=True)
-            kept = [*self.failures.values(), *self.errors.values()]
-            self._block, self._seen = (0, 0, ""), {event.key for one in kept for event in one.events}
+            for kept in (*self.failures.values(), *self.errors.values()):
+                kept.until = kept.latest[0].line.number
+            self._block = (0, 0, "")
             at = self._tail.find(b"\n") + 1
             tail, total = self._tail[at:], self.lines
             self._buffer, self._start = tail, 0
@@ -578,8 +574,8 @@ class Scan:
         """Keep an event, unless its line is kept already."""
         if key in where or len(where) < _KEYS:
             kept = where.setdefault(key, Kept())
-            known = self._seen is not None and event.key in self._seen
-            if not known and not any(other.key == event.key for other in kept.latest):
+            key = event.line.number, event.role
+            if key[0] > kept.until and key not in [(other.line.number, other.role) for other in kept.latest]:
                 kept.add(event)
 
     def _error(self, special: set[Role], raw: bytes, roles: set[Role], line: Line, context: Context) -> None:
