@@ -320,6 +320,18 @@ def test_a_message_that_cmake_wraps_is_one_line() -> None:
     assert first(explain(f"CMake Error at CMakeLists.txt:8 (message):\n{log}")) == ("cmake-too-old", 2)
 
 
+def test_a_cause_that_uv_wraps_is_one_line() -> None:
+    wrapped = ["error: No solution found when resolving dependencies"]
+    wrapped += [
+        "  cause: Because fastapi==0.115.6 depends on starlette<0.42.0 and you require fastapi==0.115.6, we can"
+    ]
+    wrapped += ["         conclude that you require starlette<0.42.0."]
+    wrapped += [
+        "         And because you require starlette==0.46.0, we can conclude that your requirements are unsatisfiable."
+    ]
+    assert first(explain("".join(f"{line}\n" for line in wrapped))) == ("requirements-conflict", 2)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

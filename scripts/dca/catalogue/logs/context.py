@@ -100,6 +100,7 @@ class Context:
                     return True
         return False
 
+    @cached_property
     def around(self) -> Around:
         """The line and its neighbours as they stand, and when it was written."""
         number, found = self.line.number, [(self.line.number, self.line.text.encode("utf-8", "replace")[:_KEPT])]

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Literal
 
 from ahocorasick_rs import BytesAhoCorasick, Implementation
@@ -54,6 +54,9 @@ KEPT = 40
 """First and last occurrences of a message that are kept."""
 ENOUGH = 2_000
 """Lines with an anchor that are read; from then on it is searched for in the end of the log only."""
+PLENTY = 10_000
+"""Lines that are read in full for anything; from then on `SCARCE` of an anchor are enough."""
+SCARCE = 50
 _REJECTED = 5
 """Lines with an anchor and without any of its texts that count as one that is read."""
 _PIECE = 1 << 17
@@ -242,6 +245,7 @@ class Finder:
     often: set[bytes] = field(default_factory=set)
     _dropped: set[bytes] = field(default_factory=set)
     _useless: int = 0
+    _read: int = 0
     _hits: dict[bytes, int] = field(default_factory=dict)
     _by_anchor: dict[bytes, list[Text]] = field(default_factory=dict)
     _words: list[bytes] = field(default_factory=list)
@@ -298,7 +302,9 @@ class Finder:
     def count(self, word: bytes, by: int = 1) -> None:
         """Count an anchor, and search for it no longer when it has occurred often."""
         hits = self._hits[word] = self._hits.get(word, 0) + by
-        if hits >= ENOUGH * _REJECTED and not self.tireless:
+        self._read += by == _REJECTED
+        enough = ENOUGH if self._read < PLENTY else SCARCE
+        if hits >= enough * _REJECTED and not self.tireless:
             self.often.add(word)
             self._dropped.add(word)
 
@@ -545,7 +551,7 @@ class Scan:
                     self.versions[text.owner] = match["number"]
                     finder.forget(text.role, text.owner)
             elif text.role in ("consequence", "death"):
-                self._keep(self.errors, line.process, Event(line, text.role, text.owner, around=context.around()))
+                self._keep(self.errors, line.process, Event(line, text.role, text.owner, around=context.around))
             else:
                 self.marks[text.role, text.owner] = event
                 if text.role == "up":
@@ -566,7 +572,7 @@ class Scan:
         traced = grade_of(line) == "exception" and context.traced()
         onward = self._few(self.failures, failure.id) and context.goes_on()
         event = Event(
-            line, "failure", failure.id, failure, number, special, traced=traced, onward=onward, around=context.around()
+            line, "failure", failure.id, failure, number, special, traced=traced, onward=onward, around=context.around
         )
         self._keep(self.failures, failure.id, event)
 
@@ -574,15 +580,15 @@ class Scan:
         """Keep an event, unless its line is kept already."""
         if key in where or len(where) < _KEYS:
             kept = where.setdefault(key, Kept())
-            key = event.line.number, event.role
-            if key[0] > kept.until and key not in [(other.line.number, other.role) for other in kept.latest]:
+            place = event.line.number, event.role
+            if place[0] > kept.until and place not in [(other.line.number, other.role) for other in kept.latest]:
                 kept.add(event)
 
     def _error(self, special: set[Role], raw: bytes, roles: set[Role], line: Line, context: Context) -> None:
         """Keep a line that looks like an error, a code of this tool, or how exceptions follow each other."""
         if "code" in special:
             for code in CODE.findall(line.body):
-                self._keep(self.failures, code, Event(line, "code", code, around=context.around()))
+                self._keep(self.failures, code, Event(line, "code", code, around=context.around))
         for role, words in _LINKS:
             if words in raw:
                 self._links[line.process] = role
@@ -596,7 +602,7 @@ class Scan:
             link = self._links.pop(line.process, "") if grade == "exception" else ""
             traced = grade == "exception" and context.traced()
             onward = self._few(self.errors, line.process) and context.goes_on()
-            event = Event(line, "error", grade=grade, link=link, traced=traced, onward=onward, around=context.around())
+            event = Event(line, "error", grade=grade, link=link, traced=traced, onward=onward, around=context.around)
             self._keep(self.errors, line.process, event)
 
     @staticmethod
@@ -607,11 +613,16 @@ class Scan:
 
 def grade_of(line: Line) -> Grade | None:
     """What kind of error a line looks like; None if it looks like none."""
-    if _EXCEPTION.match(line.body):
+    return _grade(line.body, line.level == ERROR)
+
+
+@lru_cache(maxsize=16)
+def _grade(body: str, error: bool) -> Grade | None:
+    if _EXCEPTION.match(body):
         return "exception"
-    if _HARD.search(line.body):
+    if _HARD.search(body):
         return "hard"
-    return "soft" if line.level == ERROR or _SOFT.search(line.body) else None
+    return "soft" if error or _SOFT.search(body) else None
 
 
 def _bounds(buffer: bytes, place: int) -> tuple[int, int]:
