@@ -92,7 +92,8 @@ class Judge:
         """What is true of the log."""
         for kept in self.scan.errors.values():
             for event in kept.events:
-                if self._went_on(event) is None:
+                # Any words occur by chance in what is no text.
+                if self._went_on(event) is None and (self.readable or event.grade != "soft" or event.role != "error"):
                     (self._errors if event.role == "error" else self._consequences).append(event)
         causes, consequences, warnings, overcome = self._known()
         caught = self._all_caught(causes)
