@@ -54,9 +54,9 @@ KEPT = 40
 """First and last occurrences of a message that are kept."""
 ENOUGH = 2_000
 """Lines with an anchor that are read; from then on it is searched for in the end of the log only."""
-PLENTY = 10_000
+PLENTY = 5_000
 """Lines that are read in full for anything; from then on `SCARCE` of an anchor are enough."""
-SCARCE = 50
+SCARCE = 40
 _REJECTED = 5
 """Lines with an anchor and without any of its texts that count as one that is read."""
 _PIECE = 1 << 17
