@@ -110,6 +110,7 @@ OTHER = {
             "line": "0, as no log is read.",
             "text": "Empty, as no log is read.",
             "count": "As in `dca.explanation/2`.",
+            "time": "Empty, as no log is read.",
             "around": "Empty, as no log is read.",
             "reason": "Empty, as no log is read.",
         },

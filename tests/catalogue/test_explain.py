@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ import pytest
 
 from dca.catalogue import failures, logs
 from dca.catalogue.failures import UNKNOWN, Failure
-from dca.catalogue.logs import Explanation
+from dca.catalogue.logs import Explanation, judgement, times
 from tests.support import ROOT
 from tests.support.prepared import run_dca
 
@@ -227,6 +228,24 @@ def test_an_error_before_a_success_is_not_reported_and_one_after_it_is() -> None
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError: [Errno 28] No space left on device: '/root/.cache/x'",
+        "error: could not write the index",
+        "ValueError: a tensor of nothing",
+    ],
+)
+def test_an_error_before_a_few_quiet_lines_is_the_cause_as_the_log_may_have_been_cut(error: str) -> None:
+    lines = [f"copying part {number}" for number in range(judgement.QUIET)]
+    for quiet in (0, 10, 30, judgement.QUIET - 1):
+        explanation = explain("\n".join([*lines[:9], error, *lines[:quiet]]))
+        assert (explanation.outcome, explanation.found[0].line) == ("failed", 10), quiet
+    # A program that prints on and on has only reported it; one that says that it went well, too.
+    for later in ([*lines, "copying"], [*lines[:9], "Successfully installed x-1"]):
+        assert explain("\n".join([error, *later])).found == ()
+
+
 def test_a_number_decides_between_two_failures_and_stands_in_the_answer() -> None:
     old, new = (explain(f"nvcc fatal   : Unsupported gpu architecture 'compute_{n}'\n").found[0].id for n in (70, 120))
     assert (old, new) == ("gpu-arch-dropped", "gpu-arch-unknown")
@@ -301,6 +320,18 @@ def test_a_message_that_cmake_wraps_is_one_line() -> None:
     assert first(explain(f"CMake Error at CMakeLists.txt:8 (message):\n{log}")) == ("cmake-too-old", 2)
 
 
+def test_a_cause_that_uv_wraps_is_one_line() -> None:
+    wrapped = ["error: No solution found when resolving dependencies"]
+    wrapped += [
+        "  cause: Because fastapi==0.115.6 depends on starlette<0.42.0 and you require fastapi==0.115.6, we can"
+    ]
+    wrapped += ["         conclude that you require starlette<0.42.0."]
+    wrapped += [
+        "         And because you require starlette==0.46.0, we can conclude that your requirements are unsatisfiable."
+    ]
+    assert first(explain("".join(f"{line}\n" for line in wrapped))) == ("requirements-conflict", 2)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -330,6 +361,48 @@ def test_a_folder_of_logs_is_explained_failures_first(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert document["schema"] == "dca.explanations/1"
     assert [Path(one["log"]).name for one in document["logs"]] == ["b.log", "a.log"]
+    told = run_dca("explain", tmp_path).stdout
+    assert told.startswith(f"First failure: {tmp_path}/b.log, line 1: ")
+
+
+SERVER = "ERROR 01-31 12:00:{} [core.py:9] "
+
+
+@pytest.mark.parametrize(
+    ("texts", "order"),
+    [
+        # By the times of their lines, not by name or by when the files were written.
+        (
+            {
+                "a.log": "2025-01-31T12:00:50Z stderr F ConnectionRefusedError: [Errno 111] Connection refused\n",
+                "b.log": f"{SERVER.format(41)}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB.\n",
+                "c.log": "[2025-01-31 14:00:45,123 +0200] ValueError: a tensor of nothing\n",
+            },
+            ["b.log", "c.log", "a.log"],
+        ),
+        # A traceback has the time of a line above it; without any, the time of the file counts.
+        (
+            {
+                "a.log": f"{SERVER.format(59)}it failed:\nTraceback (most recent call last):\nKeyError: 'a'\n",
+                "b.log": "ValueError: a tensor of nothing\n",
+                "c.log": "Jan 31 12:00:01 host vllm[7]: RuntimeError: an engine of nothing\n",
+            },
+            ["c.log", "b.log", "a.log"],
+        ),
+    ],
+)
+def test_the_logs_of_a_folder_stand_in_the_order_in_which_they_failed(texts: dict[str, str], order: list[str]) -> None:
+    written = datetime(2025, 1, 31, 12, 0, 30, tzinfo=timezone.utc).timestamp()
+    explained = [(logs.explain(io.BytesIO(text.encode()), name), written) for name, text in texts.items()]
+    assert all(one.found for one, _ in explained)
+    assert [one.log for one in logs.in_order(explained)] == order
+
+
+def test_a_time_without_a_year_is_the_last_one_before_the_log_was_written() -> None:
+    written = datetime(2026, 1, 2, tzinfo=timezone.utc).timestamp()
+    assert times.seconds("INFO 12-31 23:00:00", written) == written - 25 * 3600
+    assert times.seconds("I0101 23:00:00.5", written) == written - 3600 + 0.5
+    assert times.seconds("INFO 02-31 23:00:00", written) is None
 
 
 @pytest.mark.slow

@@ -185,8 +185,13 @@ def _line(failure: Failure, text: str) -> str:
     return "\n".join([line, *(words.replace("{}", "x.y") for words in failure.followed_by[:1])])
 
 
-@pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near_miss], ids=lambda failure: failure.id)
+@pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
+    assert failure.near_miss.strip()
+    if failure.kind == "harmless":  # it is never found
+        texts = [search.text("failure", failure.id, words) for words in failure.texts]
+        missed = failure.near_miss.splitlines()
+        assert not any(text.search(line, line.encode()) for text in texts for line in missed)
     assert failure.id not in ids(explain(failure.near_miss))
     assert failure.id not in ids(explain(BEFORE + failure.near_miss + AFTER))
 
@@ -304,6 +309,12 @@ def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown(monkeypa
     assert (often.line, often.count >= search.ENOUGH) == (3 * search.ENOUGH, True)
 
 
+def test_an_error_on_every_line_up_to_the_end_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "ENOUGH", 50)
+    explanation = explain(1000 * "ValueError: a tensor of nothing\n")
+    assert (explanation.outcome, ids(explanation), explanation.found[0].line) == ("failed", [UNKNOWN], 1000)
+
+
 def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -> None:
     explanation = explain(
         BEFORE + 'csrc/a.cu(12): error: identifier "x" is undefined\n' + AFTER + "ld: error: no such symbol\n"
@@ -357,6 +368,7 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     junk = chance.randbytes(3 << 20)
     assert explain(junk).size == len(junk)
     assert "cuda-home-unset" in ids(explain(junk + b"\n" + NEEDLE + b"\n" + junk))
+    assert explain(junk + b"\nE: \xff\xfe\n" + junk).outcome == "unreadable"
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dca.catalogue.logs import lines
+from dca.catalogue.failures import LINES_AROUND
+from dca.catalogue.logs import lines, times
 from dca.catalogue.logs.lines import Line
 
 NEIGHBOURS = 2
 """Lines to keep above and below a message."""
 _REACH = 1 << 15
 """Bytes around a line that are read."""
+_KEPT = 1200
+"""Bytes of a neighbour that are kept."""
 _LONGEST = 80
 """Most lines of one message, or of one traceback, that are read as one."""
 _FRAME = re.compile(r"\s*(?:File \"|[\^~]+\s*$|\[Previous line)")
 _MESSAGE = re.compile(r"CMake (?:Error|Warning|Deprecation Warning)\b|\u00d7 No solution")
-_BRANCH = re.compile(r"^\s*[├╰]─▶")
+_BRANCH = re.compile(r"^\s*(?:[├╰]─▶|cause: )")
 _LOGGED = re.compile(r"\bINFO\b")
 _SHUTDOWN = re.compile(
     r"[Ss]hut(?:ting|s)? ?down|Finished server|Waiting for|waiting for|[Ss]topp(?:ing|ed)|[Tt]erminat|[Ee]xit"
@@ -26,6 +29,22 @@ _SHUTDOWN = re.compile(
 _ONWARD = 3
 """Lines that a process logs after an error when it has not ended."""
 _MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a line.
+
+    Args:
+        lines: the line and its neighbours, by number.
+        time: when it was written, by itself or by a line above; empty if neither says so.
+    """
+
+    lines: tuple[tuple[int, bytes], ...] = ()
+    time: str = ""
+
+
+NOTHING = Around()
 
 
 @dataclass
@@ -44,22 +63,25 @@ class Context:
     start: int
     end: int
     line: Line
-    translations: Mapping[str, str]
+    translations: lines.Translations
 
     @cached_property
     def _above(self) -> list[str]:
         """The lines above, the nearest first."""
-        text = self.buffer[max(0, self.start - _REACH) : max(0, self.start - 1)]
-        return text.decode("utf-8", "replace").split("\n")[::-1] if self.start else []
+        if not self.start:
+            return []
+        text = self.buffer[max(0, self.start - _REACH) : self.start - 1].decode("utf-8", "replace")
+        return text.rsplit("\n", LINES_AROUND)[:0:-1] if text.count("\n") >= LINES_AROUND else text.split("\n")[::-1]
 
     @cached_property
     def _below(self) -> list[str]:
         """The lines below, the nearest first."""
         begin = self.buffer.find(b"\n", self.end, self.end + _REACH) + 1
-        return self.buffer[begin : begin + _REACH].decode("utf-8", "replace").split("\n") if begin else []
+        text = self.buffer[begin : begin + _REACH].decode("utf-8", "replace")
+        return text.split("\n", _LONGEST)[:_LONGEST] if begin else []
 
     def _parsed_below(self) -> Iterator[Line]:
-        for number, text in enumerate(self._below[:_LONGEST], self.line.number + 1):
+        for number, text in enumerate(self._below, self.line.number + 1):
             yield lines.parse(number, text, self.translations)
 
     def has(self, words: Sequence[str], within: int) -> bool:
@@ -73,23 +95,28 @@ class Context:
             return True
         for text in self._above[:within]:
             if any(word in text for word in words):
-                process = lines.parse(0, text, {}).process
+                process = lines.parse(0, text).process
                 if process == self.line.process or not process or not self.line.process:
                     return True
         return False
 
-    def around(self) -> tuple[tuple[int, str], ...]:
-        """The line and its neighbours, by number."""
-        above = self._above[:NEIGHBOURS][::-1]
-        below = self._below[:NEIGHBOURS]
-        number = self.line.number
+    @cached_property
+    def around(self) -> Around:
+        """The line and its neighbours as they stand, and when it was written."""
+        number, found = self.line.number, [(self.line.number, self.line.text.encode("utf-8", "replace")[:_KEPT])]
+        above, below = self.start, self.end
+        for distance in range(1, NEIGHBOURS + 1):
+            if above > 0:
+                begin = self.buffer.rfind(b"\n", max(0, above - _REACH), above - 1) + 1
+                found.insert(0, (number - distance, self.buffer[max(begin, above - _REACH) : above - 1][:_KEPT]))
+                above = begin
+            if below >= 0 and (below := self.buffer.find(b"\n", below, below + _REACH)) >= 0:
+                end = self.buffer.find(b"\n", below + 1, below + _KEPT)
+                found.append((number + distance, self.buffer[below + 1 : end if end >= 0 else below + _KEPT]))
+                below += 1
         # What follows the last line end is no line.
-        numbered = [
-            *enumerate(above, number - len(above)),
-            (number, self.line.text),
-            *enumerate(below, number + 1),
-        ]
-        return tuple((at, lines.shown(text)) for at, text in numbered if text.strip() or at == number)
+        shown = tuple((at, text) for at, text in found if text.strip() or at == number)
+        return Around(shown, times.nearest(self.buffer, self.end))
 
     def joined(self) -> list[tuple[int, Line]]:
         """The lines of a message that its program has wrapped, each with its place in the joined text."""
@@ -121,11 +148,11 @@ class Context:
     def traced(self) -> bool:
         """Whether the line above belongs to a traceback of the same process."""
         above = next((text for text in self._above[:6] if self._same(text)), "")
-        body = lines.parse(0, above, {}).body
+        body = lines.parse(0, above).body
         return bool(_FRAME.match(body)) or (body.startswith("    ") and self._has_frame())
 
     def _same(self, text: str) -> bool:
-        return lines.parse(0, text, {}).process == self.line.process
+        return lines.parse(0, text).process == self.line.process
 
     def _has_frame(self) -> bool:
         return any('File "' in text for text in self._above[:6])
@@ -134,9 +161,16 @@ class Context:
         """Whether the same process logs what it does further on, other than that it shuts down."""
         if b"INFO" not in self.buffer[self.end : self.end + _REACH // 4]:
             return False
-        informed = (line for line in self._parsed_below() if line.level == lines.INFO and _LOGGED.search(line.text))
-        mine = [line for line in informed if line.process == self.line.process and not _SHUTDOWN.search(line.body)]
-        return len(mine) >= _ONWARD
+        logged, name = 0, self.line.process.rpartition("/")[2]
+        for number, text in enumerate(self._below, self.line.number + 1):
+            if name not in text or not _LOGGED.search(text):
+                continue
+            line = lines.parse(number, text, self.translations)
+            mine = line.level == lines.INFO and line.process == self.line.process
+            logged += mine and not _SHUTDOWN.search(line.body)
+            if logged >= _ONWARD:
+                return True
+        return False
 
     def traceback(self) -> Line | None:
         """The line that ends the traceback which this line begins: the exception."""

@@ -17,12 +17,8 @@ SUSPICIOUS = 6
 """Other lines that look like an error to report with an unknown failure, from each end of the log."""
 NEAR = 60
 """Lines before an unknown failure in which a line that is no error by itself can be its cause."""
-CAUGHT = 5
-"""Lines after an unknown exception without a traceback from which on its program has gone on."""
-PASSED = 20
-"""The same for other lines that only say `error`."""
-KNOWN_CAUGHT = 10
-"""The same for lines of known failures."""
+QUIET = 200
+"""Quiet lines after an error from which on its program has gone on; with fewer, the log may have been cut."""
 BELOW = 6
 """Lines below a line of source in which the exception of its traceback stands."""
 SERIOUS = 4
@@ -96,7 +92,8 @@ class Judge:
         """What is true of the log."""
         for kept in self.scan.errors.values():
             for event in kept.events:
-                if self._went_on(event) is None:
+                # Any words occur by chance in what is no text.
+                if self._went_on(event) is None and (self.readable or event.grade != "soft" or event.role != "error"):
                     (self._errors if event.role == "error" else self._consequences).append(event)
         causes, consequences, warnings, overcome = self._known()
         caught = self._all_caught(causes)
@@ -170,8 +167,7 @@ class Judge:
             return True
         if event.traced or event.line.level > PLAIN or not self.readable:
             return False
-        unknown = CAUGHT if grade == "exception" else PASSED
-        return self.scan.lines - event.line.number >= (unknown if event.role == "error" else KNOWN_CAUGHT)
+        return self.scan.lines - event.line.number >= QUIET
 
     def _ended(self) -> Numbered | None:
         """The last line that says that the run ended well, or that a server serves."""
@@ -323,7 +319,7 @@ class Judge:
     def _why(self, one: _Candidate, first: _Candidate | None) -> str:
         if one is first or first is None:
             where = _of(one.event.line.process)
-            return f"the first failure{where} that the run did not overcome"
+            return f"the first failure{where} that no later line shows to be overcome"
         if one.serious < first.serious:
             return "its line is no error by itself"
         return (
@@ -342,14 +338,14 @@ class Judge:
     def _report(self, one: _Candidate, reason: str) -> Known:
         event = one.event
         seen = {"line": event.line.number, "text": shown(event.line.text).strip(), "count": one.count, "reason": reason}
-        around = tuple(Numbered(line=number, text=text) for number, text in event.around)
+        seen |= {"around": _around(event), "time": event.around.time}
         known = self.scan.catalogue.of(event.owner) if event.failure is None else None
         if known is not None:
-            return known.model_copy(update=seen | {"around": around})
+            return known.model_copy(update=seen)
         assert event.failure is not None  # noqa: S101 - codes are known, see _fitting
         title, cause, remedy = event.failure.answer(self.scan.versions, self.scan.tools, event.number)
         named = event.failure.model_dump(include={"id", "kind", "when", "source"})
-        return Known.model_validate(named | seen | {"title": title, "cause": cause, "remedy": remedy, "around": around})
+        return Known.model_validate(named | seen | {"title": title, "cause": cause, "remedy": remedy})
 
     def _unknown_as(self, event: Event) -> Known:
         where = _of(event.line.process)
@@ -362,11 +358,12 @@ class Judge:
             id=UNKNOWN,
             title="a failure that the catalogue does not have",
             cause="",
-            remedy="Read this line and those above it; the lines that follow are consequences.",
+            remedy="Read this line and those above it first; what follows may only be its consequence.",
             line=event.line.number,
             text=shown(event.line.text).strip(),
             count=1,
-            around=tuple(Numbered(line=number, text=text) for number, text in event.around),
+            around=_around(event),
+            time=event.around.time,
             reason=kind[event.grade],
         )
 
@@ -381,6 +378,12 @@ class Judge:
         lines.pop(ranked[0].line, None)
         rest = list(lines.values())
         return tuple(rest if len(rest) <= 2 * SUSPICIOUS else [*rest[:SUSPICIOUS], *rest[-SUSPICIOUS:]])
+
+
+def _around(event: Event) -> tuple[Numbered, ...]:
+    return tuple(
+        Numbered(line=number, text=shown(text.decode("utf-8", "replace"))) for number, text in event.around.lines
+    )
 
 
 def _of(process: str) -> str:

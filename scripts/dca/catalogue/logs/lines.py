@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 DEBUG, INFO, WARNING, PLAIN, ERROR = range(5)
@@ -54,6 +54,8 @@ _LOGGERS = (
     re.compile(r"##\[(?P<level>error|warning|notice|debug|group|command)\]"),
     re.compile(r"(?P<level>INFO|WARNING|ERROR|CRITICAL): {2,8}"),
 )
+_PREFIXED = re.compile(r"[\d\[(#\ufeffA-Z]|[^\t\n]{1,120}\t|[a-z][\w.-]{0,80} +\|")
+"""How a line begins that any of these patterns can match; most lines of builds begin in another way."""
 _BOX = re.compile(r"^\s*(?:[\u2500-\u257f][\u2500-\u257f\u25b6>]*|[|+])(?: |$)")
 """The frames of pip's and uv's messages, and of Python's exception groups."""
 QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019`", "'") | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"'))
@@ -93,19 +95,41 @@ class Line:
         return len(self.body) - len(self.body.lstrip(" "))
 
 
-def normal(text: str, translations: Mapping[str, str]) -> str:
-    """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
-    plain = text.translate(QUOTES)
-    for theirs, english in translations.items():
-        if theirs in plain:
-            plain = plain.replace(theirs, english)
-    return plain
+class Translations:
+    """What compilers and shells print in other languages, in English.
+
+    Args:
+        english: by the words of the other language.
+    """
+
+    def __init__(self, english: Mapping[str, str]) -> None:
+        self._english = english
+        self._all = _any_of(english)
+        # Most lines are ASCII, and few of the words are.
+        self._plain = _any_of(filter(str.isascii, english))
+
+    def normal(self, text: str) -> str:
+        """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
+        pattern, plain = (
+            (self._plain, text.replace("`", "'")) if text.isascii() else (self._all, text.translate(QUOTES))
+        )
+        return pattern.sub(lambda match: self._english[match[0]], plain)
 
 
-def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    # The longest first: a word may begin with another one.
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
+
+
+NONE = Translations({})
+
+
+def parse(number: int, text: str, translations: Translations = NONE) -> Line:
     """Take the prefixes off a line."""
     rest, group, process, level = text.rstrip("\r\n"), "", "", PLAIN
     for _ in range(5):
+        if not _PREFIXED.match(rest):
+            break
         if match := _first(_LOGGERS, rest):
             level = _LEVELS.get(match["level"].upper(), INFO)
         elif match := _first(_INNER, rest):
@@ -115,8 +139,9 @@ def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
         else:
             break
         rest = rest[match.end() :]
-    rest = _BOX.sub("", rest, count=1)
-    body = normal(rest, translations)
+    if match := _BOX.match(rest):
+        rest = rest[match.end() :]
+    body = translations.normal(rest)
     if level == PLAIN:
         level = _own_level(body)
     pid = re.search(r"pid=(\d+)", process)
