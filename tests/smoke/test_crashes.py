@@ -43,7 +43,9 @@ def library(folder: Path, name: str, body: str) -> str:
     return str(file)
 
 
-def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool = False) -> list[dict[str, Any]]:
+def proven(
+    python: Path, folder: Path, kernels: dict[str, str], *, first: bool = False, case_seconds: float = 60
+) -> list[dict[str, Any]]:
     variants = [{"name": name, "oracle": None, "overlay": None, "kernel": file} for name, file in kernels.items()]
     request = {
         "wheel": "",
@@ -51,7 +53,7 @@ def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool =
         "threads": 1,
         "rows": 100,
         "sampled": 2,
-        "case_seconds": 2,
+        "case_seconds": case_seconds,
         "seed": 1,
         "modules": None,
         "variants": variants,
@@ -68,7 +70,9 @@ def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path:
     kernels = {name: library(tmp_path, name, body) for name, (body, _) in FAULTS.items()}
     # One that is not even a library.
     (tmp_path / "none.so").write_text("this is no library")
+    endless = {"endless": kernels.pop("endless")}
     lines = proven(build_python, tmp_path, {**kernels, "unloadable": str(tmp_path / "none.so")})
+    lines += proven(build_python, tmp_path, endless, case_seconds=2)
     for name, (_, words) in FAULTS.items():
         of_variant = {line["case"]: line for line in lines if line.get("variant") == name}
         assert list(of_variant) == ["oracle/known", "conversion/random", "conversion/borders"]
