@@ -80,7 +80,7 @@ def _provide(missing: Missing, site: Path, folder: Path, run: Run) -> str:
     with store.scratch(run.cache.open().root) as scratch:
         part = scratch / module.name
         part.write_bytes(content)
-        program = [folder / "bin/patchelf", "--add-needed", library, "--add-rpath", "$ORIGIN", part]
+        program: list[str | Path] = [folder / "bin/patchelf", "--add-needed", library, "--add-rpath", "$ORIGIN", part]
         done = runner.run(program, env=environment.of(), log=run.log, timeout=PATCH_SECONDS)
         if not done.ok:
             raise elf.ElfError(" ".join(done.tail[-2:]))

@@ -94,9 +94,9 @@ class Engine(Value):
     missing: tuple[Missing, ...] = ()
     variables: tuple[Setting, ...] = ()
     download_mb: int = Field(gt=0)
-    """What is downloaded for it, in MB, measured."""
+    """What uv downloads of packages over 1 MiB, in MB, by its own report."""
     disk_mb: int = Field(gt=0)
-    """What its environment takes on disk, in MB, measured."""
+    """What its environment takes on disk, in MB, by `du`; the cache of uv shares most of it."""
 
 
 class Made(Document):
