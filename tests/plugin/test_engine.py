@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dca.engines.values import Made
 
 from dca.catalogue.recipes import IndexFile
+from dca.engines.values import Made
 from dca.foundation import archives, store
 from dca.sources import index
 from tests.support import ROOT, RunDca
