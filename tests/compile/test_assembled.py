@@ -15,7 +15,7 @@ from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import Loaded
 from dca.compile import lean
 from dca.compile.assembled import assembled
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation.errors import DcaError
 from dca.sources.fetch import Tree
 from dca.toolchain import device_tools
@@ -42,8 +42,10 @@ def job(planned: Plan, toolkit: Path, cmake_python: Path, all_recipes: tuple[Loa
         recipe=recipe,
         tree=Tree(folder="", sources=(), members={}),
         toolkit=toolkit,
-        python=cmake_python,
-        torch=TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        environment=BuildEnvironment(
+            cmake_python,
+            TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        ),
     )
 
 

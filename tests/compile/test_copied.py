@@ -17,7 +17,7 @@ from dca.catalogue.recipes import Loaded
 from dca.compile import copied, ops
 from dca.compile.compiling import Build
 from dca.compile.copied import Rewritten
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import documents, store
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
@@ -69,8 +69,10 @@ def job(
         recipe=recipe,
         tree=Tree(folder=str(folder), sources=(), members={}),
         toolkit=toolkit,
-        python=cmake_python,
-        torch=TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        environment=BuildEnvironment(
+            cmake_python,
+            TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        ),
     )
     run, ptxas = quiet_run(folder / "cache"), toolkit / "bin/ptxas"
     containers = []

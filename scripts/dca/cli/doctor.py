@@ -122,8 +122,8 @@ def command(goal: Goal, choice: Choice, verbose: bool, cache_dir: Path | None, o
     Works without GPU, CUDA and network, and in containers. Changes nothing. Exit 1 means that something is wrong.
     """
     known = recipes.load_all()
-    if goal.recipe is not None:
-        known = (recipes.find(goal.recipe, known),)
+    # A plugin, which compiles nothing, is only looked at if it is named.
+    known = (recipes.find(goal.recipe, known),) if goal.recipe is not None else recipes.compiling(known)
     entries = doctor.chosen(goal.purpose, _names("--only", choice.only), _names("--skip", choice.skip))
     if not entries:
         raise DcaError("DCA-201", "--only and --skip leave no check.", remedy=f"groups are {', '.join(GROUPS)}.")

@@ -184,7 +184,8 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         ]
     if record := inspected.recorded:
         lines.append(
-            f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
+            f"  made by dca   {record.recipe}, {': '.join(filter(None, (record.profile, ', '.join(record.groups))))}; "
+            f"plan {record.plan}"
         )
         lines += wrapped("  attention     ", _attention(record))
     if inspected.installs:
