@@ -16,6 +16,7 @@ from dca.catalogue import (
 )
 from dca.config import models, readers
 from dca.emulation import known
+from dca.engines import values as cpu_engines
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus, versions
 
@@ -31,6 +32,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     known.load,
     models.load_all,
     readers.load_all,
+    cpu_engines.load_all,
     engines.load_all,
     gpus.load,
     versions.load,

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,6 +26,8 @@ from dca.catalogue import partial_wheels as catalogue
 from dca.catalogue.partial_wheels import PartialWheel
 from dca.catalogue.recipes import IndexFile, Kernels, Recipe
 from dca.config import readers
+from dca.engines import values as engines
+from dca.engines.values import Engine
 from dca.foundation import archives, data, runner, store
 from dca.sources import index
 from dca.toolchain import environments, lockfile
@@ -35,6 +37,7 @@ OLDEST_PYTHON = "3.10"
 WHOLE_BYTES = 20 << 20
 # Members that a build needs: headers of the CUDA libraries, which torch's headers include, and programs.
 NEEDED = re.compile(r"(nvidia/)?[^/]+/include/(?!.*\.py$).+|.*/bin/[^/.]+")
+NOTHING = re.compile("(?!)")
 # Where torch's libraries look for those that they require.
 LIBRARY = re.compile(r"(nvidia/)?[^/]+/lib/lib[^/]+\.so[0-9.]*")
 
@@ -71,21 +74,36 @@ def solve(
     print(f"{target.relative_to(data.data_root())}")
 
 
-def partial_wheels(lock: Path, requirements: Iterable[str]) -> None:
-    """Record the large wheels of a lock of which a build needs only some files.
-
-    These are packages that torch requires and the build itself does not. Of their wheels a build needs headers and
-    programs; torch is loaded with stand-ins for their libraries.
-    """
+def of_torch_alone(requirements: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a package of a build's lock is there because torch requires it, and the build itself does not."""
     own = {"torch", *(canonicalize_name(Requirement(text).name) for text in requirements)}
+    return lambda name: name not in own
+
+
+def of_cuda(name: str) -> bool:
+    """Whether a package is a part of CUDA."""
+    return name.startswith("nvidia-")
+
+
+def partial_wheels(lock: Path, wanted: Callable[[str], bool], needed: re.Pattern[str] = NEEDED) -> None:
+    """Record the large wheels of a lock of which only some files are needed.
+
+    torch is loaded with stand-ins for their libraries.
+
+    Args:
+        lock: the lock.
+        wanted: of which packages.
+        needed: members that are needed.
+    """
     texts = []
     entries = {lockfile.package_name(entry): entry for entry in lockfile.entries(lock)}
-    for name in sorted(entries.keys() - own):
+    for name in sorted(filter(wanted, entries)):
         for file in index.files(name, name):
             sha256 = file.digests.get("sha256", "")
             if f"sha256:{sha256}" in entries[name] and file.filename.endswith("x86_64.whl"):
                 version = str(parse_wheel_filename(file.filename)[1])
-                wheel = partial_wheel(IndexFile(package=name, version=version, file=file.filename, sha256=sha256))
+                indexed = IndexFile(package=name, version=version, file=file.filename, sha256=sha256)
+                wheel = partial_wheel(indexed, needed)
                 texts += [_table(wheel)] if wheel else []
     target = catalogue.path(lock)
     header = f'# Made by `make locks` from {lock.name}. Do not edit.\nschema = "dca.partial/1"\n'
@@ -93,8 +111,8 @@ def partial_wheels(lock: Path, requirements: Iterable[str]) -> None:
     print(f"{target.relative_to(data.data_root())}")
 
 
-def partial_wheel(wheel: IndexFile) -> PartialWheel | None:
-    """What a build needs of a wheel, according to the wheel's RECORD; None if it is small."""
+def partial_wheel(wheel: IndexFile, needed: re.Pattern[str]) -> PartialWheel | None:
+    """What is needed of a wheel, according to the wheel's RECORD; None if it is small."""
     with index.session() as http, RemoteZip(index.find(wheel), session=http, timeout=index.TIMEOUT) as remote:
         if sum(member.compress_size for member in remote.infolist()) < WHOLE_BYTES:
             return None
@@ -103,7 +121,7 @@ def partial_wheel(wheel: IndexFile) -> PartialWheel | None:
     hashes = {path: base64.urlsafe_b64decode(text[7:] + "=").hex() for path, text, _ in rows if text[:7] == "sha256="}
     return PartialWheel(
         **wheel.model_dump(),
-        members={path: sha256 for path, sha256 in sorted(hashes.items()) if NEEDED.fullmatch(path)},
+        members={path: sha256 for path, sha256 in sorted(hashes.items()) if needed.fullmatch(path)},
         libraries=tuple(path for path in sorted(hashes) if LIBRARY.fullmatch(path)),
     )
 
@@ -129,9 +147,9 @@ def requirements(tree: Path, name: str) -> list[str]:
     return lines
 
 
-def oldest(recipe: Recipe | Kernels) -> str:
-    """The oldest Python version of a recipe."""
-    return next(f"3.{minor}" for minor in range(6, 30) if f"3.{minor}.99" in SpecifierSet(recipe.python))
+def oldest(made: Recipe | Kernels | Engine) -> str:
+    """The oldest Python version of a recipe or an engine."""
+    return next(f"3.{minor}" for minor in range(6, 30) if f"3.{minor}.99" in SpecifierSet(made.python))
 
 
 def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch: Path) -> None:
@@ -147,14 +165,14 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
     build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
     python = oldest(recipe)
     solve([build], folder / "build.txt", cache, before=recipe.lock_date, python=python)
-    partial_wheels(folder / "build.txt", recipe.build_requirements)
+    partial_wheels(folder / "build.txt", of_torch_alone(recipe.build_requirements))
     if recipe.kernels:
         kernels = scratch / "kernels.in"
         own = recipe.kernels
         kernels.write_text("\n".join([f"torch=={own.torch.version}", *own.build_requirements]) + "\n")
         lock = data.build_lock(recipe.name, "kernels")
         solve([kernels], lock, cache, before=own.lock_date, python=oldest(own))
-        partial_wheels(lock, own.build_requirements)
+        partial_wheels(lock, of_torch_alone(own.build_requirements))
     tree = scratch / recipe.name
     if source is not None:
         from dca.sources import git
@@ -175,10 +193,27 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
         if reader.package:
             inputs, dropped = scratch / f"{reader.name}.in", scratch / f"{reader.name}.overrides"
             inputs.write_text(f"{reader.package}\n")
-            # A requirement whose marker is never true leaves the package out.
-            dropped.write_text("".join(f"{name} ; python_version < '3'\n" for name in reader.without))
+            dropped.write_text(overrides((), reader.without))
             lock = data.reader_lock(reader.name)
             solve([inputs, "--override", dropped], lock, cache, before=reader.lock_date, python=reader.oldest)
+
+
+def overrides(packages: Iterable[str], without: Iterable[str]) -> str:
+    """The overrides of a resolution: requirements instead of the packages' own, and packages that are left out."""
+    # A requirement whose marker is never true leaves the package out.
+    return "".join(f"{line}\n" for line in (*packages, *(f"{name} ; python_version < '3'" for name in without)))
+
+
+def engine_locks(cache: store.Store, scratch: Path) -> None:
+    """The packages of engines that run on a CPU. Of CUDA's libraries no file is needed to load torch."""
+    for engine in engines.load_all():
+        inputs, replaced = scratch / f"{engine.name}.in", scratch / f"{engine.name}.overrides"
+        inputs.write_text("\n".join([engine.package, *engine.tools, *engine.caps]) + "\n")
+        replaced.write_text(overrides(engine.overrides, engine.without))
+        lock = data.engine_lock(engine.name)
+        lock.parent.mkdir(exist_ok=True)
+        solve([inputs, "--override", replaced], lock, cache, before=engine.lock_date, python=oldest(engine))
+        partial_wheels(lock, of_cuda, needed=NOTHING)
 
 
 def cache_locks(cache: store.Store, scratch: Path) -> None:
@@ -196,6 +231,7 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", help="solve only this recipe; can be repeated")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="local clone of a recipe")
     parser.add_argument("--readers", action="store_true", help="also solve the locks of the readers of config.json")
+    parser.add_argument("--engines", action="store_true", help="also solve the locks of engines that run on a CPU")
     parser.add_argument("--caches", action="store_true", help="also solve the locks of the compiler caches")
     parser.add_argument("--tool", action="store_true", help="also solve dca's own locks, with the newest versions")
     arguments = parser.parse_args()
@@ -209,6 +245,8 @@ def main() -> None:
             solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
         if arguments.caches:
             cache_locks(cache, Path(folder))
+        if arguments.engines:
+            engine_locks(cache, Path(folder))
         if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):

@@ -50,6 +50,9 @@ _NEEDED, _END = 1, 0
 # Version, number of names, file, offset of the names, offset of the next; then hash, flags, number, name, offset of the
 # next. Offsets are relative to their own entry.
 _VERSIONS, _VERSION = struct.Struct("<HHIII"), struct.Struct("<IHHII")
+_REQUIRED = ".gnu.version_r"
+# The flag of an entry of this table, with which the loader accepts a library without the version.
+_WEAK = 2
 _WEAK = 2
 _UNITS_OF_A_SECTION, _UNITS_OF_A_SYMBOL, _UNITS_OF_A_NAME = 3, 2, 20
 RELOCATABLE = 1
@@ -462,12 +465,22 @@ def _cxx11_abi(names: Iterable[str]) -> bool | None:
     return abi
 
 
-def _required_versions(image: Image) -> dict[int, tuple[str, str]]:
-    """The required symbol versions and the libraries that must have them, by the number that the symbols use."""
-    section = image.find(".gnu.version_r")
-    if section is None:
-        return {}
-    content, text, versions = image.table(section), image.names(section), {}
+class _Required(NamedTuple):
+    """An entry of the table of required versions; `place` is that of the entry in the table."""
+
+    place: int
+    number: int
+    version: str
+    file: str
+
+
+def _required(image: Image, section: Section) -> Iterator[_Required]:
+    """The table of required versions.
+
+    Raises:
+        ElfError: if the table is damaged.
+    """
+    content, text = image.table(section), image.names(section)
     try:
         file_at, more = 0, bool(content)
         while more:
@@ -476,13 +489,44 @@ def _required_versions(image: Image) -> dict[int, tuple[str, str]]:
             for _ in range(count):
                 image.work.spend(1)
                 _, _, number, name, next_name = _VERSION.unpack_from(content, name_at)
-                versions[number] = (text(name), text(file))
+                yield _Required(name_at, number, text(name), text(file))
                 name_at += next_name
             image.work.spend(1)
             file_at, more = file_at + next_file, bool(next_file)
     except struct.error as error:
         raise _incomplete(f"its table of versions is damaged ({error})") from None
-    return versions
+
+
+def _required_versions(image: Image) -> dict[int, tuple[str, str]]:
+    """The required symbol versions and the libraries that must have them, by the number that the symbols use."""
+    section = image.find(_REQUIRED)
+    return {} if section is None else {one.number: (one.version, one.file) for one in _required(image, section)}
+
+
+def without_demand(content: bytes, file: str, version: str) -> bytes:
+    """A library that the loader also accepts if another library lacks a version that it requires.
+
+    Its symbols of that version must then be defined by a third library, which has no versions.
+
+    Args:
+        content: the library.
+        file: the other library, such as "libstdc++.so.6".
+        version: of its symbols.
+
+    Raises:
+        ElfError: if it is no complete ELF file, or requires no such version.
+    """
+    image, changed = Image(io.BytesIO(content)), bytearray(content)
+    section = image.find(_REQUIRED)
+    entries = () if section is None else _required(image, section)
+    found = [one for one in entries if (one.file, one.version) == (file, version)]
+    if section is None or not found:
+        raise ElfError(f"it requires no {version} of {file}")
+    for one in found:
+        place = section.offset + one.place
+        name_hash, flags, number, name, after = _VERSION.unpack_from(changed, place)
+        _VERSION.pack_into(changed, place, name_hash, flags | _WEAK, number, name, after)
+    return bytes(changed)
 
 
 def _highest(family: str, versions: Iterable[str]) -> str:

@@ -78,6 +78,16 @@ def reader_lock(reader: str) -> Path:
     return data_root() / "build" / "locks" / "readers" / f"{reader}.txt"
 
 
+def engines_folder() -> Path:
+    """One TOML file per engine that runs on a CPU."""
+    return data_root() / "build" / "engines"
+
+
+def engine_lock(engine: str) -> Path:
+    """The packages of the environment in which an engine runs on a CPU."""
+    return data_root() / "build" / "locks" / "engines" / f"{engine}.txt"
+
+
 def caches_folder() -> Path:
     """One TOML file per compiler cache."""
     return data_root() / "build" / "caches"

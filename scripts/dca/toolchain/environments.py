@@ -115,12 +115,14 @@ class _Environment:
         python_path: the interpreter that it is created from.
         python: its version.
         partial: the lock's packages of which it has only some files.
+        claimed: whether the folder exists, with nothing in it but the caller's own mark.
     """
 
     lock: Path
     python_path: str
     python: str
     partial: tuple[PartialWheel, ...] = ()
+    claimed: bool = False
 
     def folder(self, cache: store.Store) -> Path:
         """Where it is kept."""
@@ -177,6 +179,18 @@ def make_without_cuda(lock: Path, python_path: str, python: str, run: Run) -> Pa
     if not lock.is_file():
         raise _no_lock(lock)
     return _make(_Environment(lock, python_path, python, _packages(lock, python).partial), run)
+
+
+def fill_without_cuda(folder: Path, lock: Path, python_path: str, python: str, run: Run) -> Path:
+    """Create an environment as `make_without_cuda` does, in an existing folder of the caller's; returns its Python.
+
+    Raises:
+        DcaError: those of `build_environment`.
+    """
+    if not lock.is_file():
+        raise _no_lock(lock)
+    _fill(_Environment(lock, python_path, python, _packages(lock, python).partial, claimed=True), folder, run)
+    return folder / "bin/python"
 
 
 class BuildPackages(NamedTuple):
@@ -326,7 +340,16 @@ def _install(wanted: _Environment, folder: Path, run: Run) -> None:
     """
     uv, env = find_uv(), uv_environment(run.cache)
     done = runner.run(
-        [uv, "venv", "--clear", "--relocatable", "--no-project", "--python", wanted.python_path, folder],
+        [
+            uv,
+            "venv",
+            "--allow-existing" if wanted.claimed else "--clear",
+            "--relocatable",
+            "--no-project",
+            "--python",
+            wanted.python_path,
+            folder,
+        ],
         env=env,
         log=run.log,
         timeout=300.0,
