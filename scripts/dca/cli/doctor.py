@@ -124,7 +124,8 @@ def command(goal: Goal, choice: Choice, verbose: bool, cache_dir: Path | None, o
     known = recipes.load_all()
     # A plugin, which compiles nothing, is only looked at if it is named.
     known = (recipes.find(goal.recipe, known),) if goal.recipe is not None else recipes.compiling(known)
-    entries = doctor.chosen(goal.purpose, _names("--only", choice.only), _names("--skip", choice.skip))
+    plugin = all(loaded.recipe.is_plugin for loaded in known)
+    entries = doctor.chosen(goal.purpose, _names("--only", choice.only), _names("--skip", choice.skip), plugin=plugin)
     if not entries:
         raise DcaError("DCA-201", "--only and --skip leave no check.", remedy=f"groups are {', '.join(GROUPS)}.")
     networked = [entry.code.startswith("network.") for entry in entries]

@@ -81,7 +81,8 @@ def check(
     if "doctor" not in skipped:
         reporter.stage("doctor", "this machine, its environment and the model")
         # The plan has already checked the memory, for the length that was asked for.
-        entries = doctor.chosen("serve", (), ("network", "model.memory", "model.config", "model.table"))
+        left_out = ("network", "model.memory", "model.config", "model.table")
+        entries = doctor.chosen("serve", (), left_out, plugin=subject.recipe.recipe.is_plugin)
         report = doctor.examine(_looked(subject, python, cache), entries)
         if report.wrong:
             raise DcaError(
