@@ -30,7 +30,7 @@ from dca.publish.folder import Folder
 from dca.resolve import resolve
 from dca.smoke import Request as Proof
 from dca.smoke import smoke
-from dca.trust import evidence
+from dca.trust import evidence, rebuild
 from dca.trust.verify import verify
 from tests.support import plugins
 from tests.support.plugins import NAME, Data
@@ -284,6 +284,13 @@ def test_its_evidence_is_verified_and_published(small: Data, kept: store.Store, 
     assert check(tmp_path / "index").fine
     assert (record.project, record.cuda, record.archs, record.torch, record.recipe) == ("thing-dca", "", (), "", NAME)
     assert {proof.kind for proof in record.evidence} >= {"inspection", "provenance", "sbom", "smoke"}
+
+
+def test_it_is_rebuilt_from_its_provenance_with_the_same_bytes(small: Data, kept: store.Store, tmp_path: Path) -> None:
+    made = build(kept, tmp_path / "dist")
+    files = evidence.collect(Path(made.wheel), made.sha256, kept)
+    found = rebuild.rebuild(Path(made.wheel), made.sha256, files, kept, Silent())
+    assert found.status == "proven", found.says
 
 
 # --- what the schema refuses ---------------------------------------------------------------------------------

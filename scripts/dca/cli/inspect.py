@@ -10,6 +10,7 @@ import click
 
 from dca import inspection
 from dca.catalogue import model_needs, recipes, torch_releases
+from dca.catalogue.recipes import PLUGIN
 from dca.catalogue.plan import Plan
 from dca.catalogue.toolkits import load_versions
 from dca.cli import options
@@ -169,6 +170,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
             f"  version       {inspected.version}",
             f"  tags          {', '.join(inspected.tags)}",
             f"  Python        {inspected.requires_python or 'any'}",
+            *([f"  plugin for    {inspected.engine}, as {', '.join(inspected.plugins)}"] if inspected.engine else []),
             f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
         ]
     lines += [
@@ -187,7 +189,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
             f"  made by dca   {record.recipe}, {': '.join(filter(None, (record.profile, ', '.join(record.groups))))}; "
             f"plan {record.plan}"
         )
-        lines += wrapped("  attention     ", _attention(record))
+        lines += wrapped("  attention     ", _attention(record)) if record.profile != PLUGIN else []
     if inspected.installs:
         some, rest = inspected.installs[:MOST_INSTALLS], len(inspected.installs) - MOST_INSTALLS
         more = f"; and {rest} more, which --json lists" if rest > 0 else ""
