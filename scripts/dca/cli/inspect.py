@@ -10,8 +10,8 @@ import click
 
 from dca import inspection
 from dca.catalogue import model_needs, recipes, torch_releases
-from dca.catalogue.recipes import PLUGIN
 from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import PLUGIN
 from dca.catalogue.toolkits import load_versions
 from dca.cli import options
 from dca.cli.packing import packed
