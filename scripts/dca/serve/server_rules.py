@@ -31,7 +31,7 @@ DROPPED = (0, 11)
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """Selects between two model runners of today's V1 engine."""
 OLDEST_PLUGIN = "8.0"
-"""The oldest compute capability of the flash-attention that a plugin calls."""
+"""The oldest compute capability of the kernels that a plugin calls."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
@@ -387,8 +387,7 @@ def plugin(subject: Subject) -> Iterator[Finding]:
         if order(arch) < order(OLDEST_PLUGIN):
             yield _error(
                 "DCA-153",
-                f"the flash-attention that the plugin calls supports compute capability {OLDEST_PLUGIN} and later, not "
-                f"{arch}.",
+                f"the kernels that the plugin calls support compute capability {OLDEST_PLUGIN} and later, not {arch}.",
                 "use another GPU.",
             )
     if subject.dtype not in KERNEL_DTYPES:
