@@ -113,7 +113,7 @@ def refusal(job: Job, module: PlannedModule, file: Path, tmp_path: Path) -> DcaE
 
 
 def test_an_environment_without_such_a_ptxas_is_told(job: Job, tmp_path: Path) -> None:
-    bare = dataclasses.replace(job, python=tmp_path / "env/bin/python")
+    bare = dataclasses.replace(job, environment=BuildEnvironment(tmp_path / "env/bin/python", job.torch))
     module = module_of(job, ("12.0",), sm12_0="9.0")
     assert "needs a ptxas of CUDA 12.8 or later" in refusal(bare, module, linked(job, tmp_path), tmp_path).why
 

@@ -227,7 +227,7 @@ def test_a_damaged_module_stays_as_it_is_with_a_note(job: Job, edit: object, why
 
 def test_a_machine_without_a_ptxas_for_its_ptx_keeps_the_module(job: Job, tmp_path: Path) -> None:
     # The toolkit has one of CUDA 12.4 only.
-    bare = dataclasses.replace(job, python=tmp_path / "env/bin/python")
+    bare = dataclasses.replace(job, environment=BuildEnvironment(tmp_path / "env/bin/python", job.torch))
     file, how, note, _ = copied.rewritten(bare, module_of(bare), quiet_run(tmp_path))
     assert (file, how) == (official(bare), None)
     assert f"needs a ptxas of CUDA {job.recipe.official_wheel.cuda if job.recipe.official_wheel else ''}" in note
