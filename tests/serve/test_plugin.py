@@ -16,7 +16,11 @@ from tests.support.plugins import NAME, Data
 from tests.support.serving import DCA, MILLION, SEVEN, codes, flags, folder, planned, shape, subject
 
 DENSE = {**DCA, "sparse_attention_enabled": False}
-LONG = {"max_position_embeddings": MILLION, "rope_theta": 10_000_000.0, "dual_chunk_attention_config": DENSE}
+LONG: dict[str, Any] = {
+    "max_position_embeddings": MILLION,
+    "rope_theta": 10_000_000.0,
+    "dual_chunk_attention_config": DENSE,
+}
 CARDS = "4xA100-80"
 
 
