@@ -112,7 +112,7 @@ def test_a_layer_without_the_config_is_rejected_and_one_with_more_than_it_has_a_
         ({"unusual": ("alibi_slopes", "sinks")}, "alibi_slopes, sinks"),
         ({"decoder": False}, "attends later tokens too"),
     ):
-        (reason,) = refusals.of_layer(replace(layer, **changed))  # type: ignore[arg-type]
+        (reason,) = refusals.of_layer(replace(layer, **changed))
         assert text in reason
 
 

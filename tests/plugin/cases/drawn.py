@@ -165,6 +165,8 @@ def _fill(drawn: Drawn, tensors: list[Tensors], plugin: Any, table: Tensor) -> t
     cache = attention.halves(packed)
     rotation = plugin.rotary.Rotation(drawn.dim, BASE)
     for row, (count, each) in enumerate(zip(counts, tensors, strict=True)):
+        if not count:
+            continue
         owned, free = free[:count], free[count:]
         blocks[row, :count] = torch.tensor(owned, dtype=torch.int32)
         places = torch.arange(len(each.k))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import random
 import shutil
 import sys
@@ -51,7 +52,6 @@ def damaged(fault: Fault, folder: Path) -> Any:
     for name in FILES:
         shutil.copy(SOURCES / name, package / name)
     text = (package / fault.file).read_text()
-    assert text.count(fault.old) == 1, f"{fault.old!r} occurs {text.count(fault.old)} times in {fault.file}"
     (package / fault.file).write_text(text.replace(fault.old, fault.new))
     for name in [name for name in sys.modules if name.partition(".")[0] == "damaged"]:
         del sys.modules[name]
@@ -81,13 +81,27 @@ def worst(plugin: Any) -> float:
     return math.inf if stopped else most
 
 
+def aside(fault: Fault, folder: Path) -> float:
+    """By how much the plugin is wrong with a fault, found in a process of its own: a fault may end it."""
+    result = folder / "worst"
+    child = os.fork()
+    if not child:
+        try:
+            result.write_text(repr(worst(damaged(fault, folder))))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    return float(result.read_text()) if result.is_file() else math.inf
+
+
 def test_without_a_fault_all_steps_are_right() -> None:
     assert worst(installed()) < 2e-5
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.wrong.replace(" ", "-"))
 def test_a_fault_is_found(fault: Fault, tmp_path: Path) -> None:
-    SEEN[fault] = worst(damaged(fault, tmp_path))
+    assert (SOURCES / fault.file).read_text().count(fault.old) == 1
+    SEEN[fault] = aside(fault, tmp_path)
     assert SEEN[fault] > FOUND
 
 
