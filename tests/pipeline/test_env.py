@@ -27,7 +27,7 @@ from dca.toolchain import conda
 from tests.support import ROOT, RunDca, quiet_run
 from tests.support.prepared import run_dca
 
-ALL = recipes.load_all()
+ALL = recipes.compiling(recipes.load_all())
 LINES = ("12.1", "12.3", "12.4")
 OWN = "12.1"
 """That environment.yml is for."""

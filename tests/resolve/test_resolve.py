@@ -28,7 +28,7 @@ from dca.catalogue.plan import (
     Reason,
     Request,
 )
-from dca.catalogue.recipes import Cuda, GitSource, Loaded, load_all
+from dca.catalogue.recipes import Cuda, GitSource, Loaded, compiling, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
 from dca.resolve import World, resolve
@@ -36,7 +36,7 @@ from dca.resolve.full import nearest
 from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
-RECIPES = load_all()
+RECIPES = compiling(load_all())
 DRIVERS = toolkits.load_versions().drivers
 NAMES = [loaded.recipe.name for loaded in RECIPES]
 FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"

@@ -190,13 +190,13 @@ class PlannedSource(Value):
 
     Args:
         name: "source", a companion's name, or "official wheel".
-        origin: index, git, or local.
-        places: URLs in order, the index file's name, or the local path.
+        origin: index, git, local, or tool for what travels with this tool.
+        places: URLs in order, the index file's name, the local path, or the path below `build/`.
         pin: a commit or hash that identifies the right content.
     """
 
     name: str
-    origin: Literal["index", "git", "local"]
+    origin: Literal["index", "git", "local", "tool"]
     places: tuple[str, ...]
     pin: str
 
@@ -308,16 +308,17 @@ class Plan(Document):
         title: title of the recipe.
         recipe_digest: SHA-256 of the recipe.
         version: the wheel's version.
+        engine: the released engine that a plugin's wheel requires, such as "vllm==1.0"; else empty.
         profile: name of the profile.
         groups: groups of ops that the wheel has.
-        archs: GPU archs that the wheel is for.
+        archs: GPU archs that the wheel is for; empty for a plugin, which runs where its engine runs.
         ptx: GPU archs that PTX is embedded for.
         drivers: by arch, the oldest driver branch that runs the wheel ("570").
         cuda_asked: the CUDA line that was requested.
         substituted: whether another CUDA line compiles than the requested one.
         host_compiler: path of g++; empty when nothing is compiled.
         host_compiler_version: version of g++.
-        torch: version of torch that is compiled against.
+        torch: version of torch that is compiled against; empty for a plugin, like the next three.
         torch_cuda: that torch's CUDA line.
         python: version of Python to build with.
         python_path: its path.
@@ -350,6 +351,7 @@ class Plan(Document):
     title: str
     recipe_digest: str
     version: str
+    engine: str = ""
     profile: str
     groups: tuple[str, ...]
     archs: tuple[str, ...]
@@ -357,7 +359,7 @@ class Plan(Document):
     drivers: dict[str, str] = {}
     cuda_asked: str | None
     cuda: str
-    """The CUDA line that compiles, or that compiled the copied modules."""
+    """The CUDA line that compiles, or that compiled the copied modules; empty for a plugin."""
     substituted: bool
     toolkit: PlannedToolkit | None
     """None if nothing is compiled."""
@@ -427,6 +429,8 @@ class Plan(Document):
         if self.toolkit is None:
             exclude.pop("toolkit")
         dumped = self.model_dump(mode="json", exclude=exclude)
+        if not self.engine:
+            del dumped["engine"]
         for module in dumped["modules"]:
             # Without any, a plan keeps the key that it had before there were such modules.
             if not module["assembled"]:

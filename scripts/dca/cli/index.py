@@ -270,7 +270,9 @@ def render_listing(listing: Listing) -> str:
 def _state(record: Record) -> str:
     if record.state != "listed":
         return "removed"
-    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else "CUDA not known"]
+    pure = all(tag.endswith("-none-any") for tag in record.tags) and record.recipe
+    unknown = "no compiled code" if pure else "CUDA not known"
+    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else unknown]
     if record.yanked is not None:
         facts.append(f"yanked: {record.yanked}" if record.yanked else "yanked")
     return ", ".join(facts)

@@ -12,6 +12,7 @@ from dca import inspection
 from dca.binaries.newer import OLDEST
 from dca.catalogue import model_needs, recipes, torch_releases
 from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import PLUGIN
 from dca.catalogue.toolkits import load_versions
 from dca.cli import options
 from dca.cli.packing import packed
@@ -170,6 +171,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
             f"  version       {inspected.version}",
             f"  tags          {', '.join(inspected.tags)}",
             f"  Python        {inspected.requires_python or 'any'}",
+            *([f"  plugin for    {inspected.engine}, as {', '.join(inspected.plugins)}"] if inspected.engine else []),
             f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
         ]
     lines += [
@@ -185,9 +187,10 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         ]
     if record := inspected.recorded:
         lines.append(
-            f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
+            f"  made by dca   {record.recipe}, {': '.join(filter(None, (record.profile, ', '.join(record.groups))))}; "
+            f"plan {record.plan}"
         )
-        lines += wrapped("  attention     ", _attention(record))
+        lines += wrapped("  attention     ", _attention(record)) if record.profile != PLUGIN else []
     if inspected.installs:
         some, rest = inspected.installs[:MOST_INSTALLS], len(inspected.installs) - MOST_INSTALLS
         more = f"; and {rest} more, which --json lists" if rest > 0 else ""

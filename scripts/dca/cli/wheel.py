@@ -134,9 +134,11 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
     again = " (unchanged since an earlier run)" if result.unchanged else ""
     lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
     spent = f"{result.seconds:.0f} s" if result.seconds >= 10 else f"{result.seconds:.1f} s"
-    size = f"{result.bytes / 1e6:.1f} MB"
+    size = f"{result.bytes / 1e6:.1f} MB" if result.bytes >= 1e5 else f"{result.bytes / 1e3:.1f} kB"
     if result.unchanged:
         lines.append(f"  {size}, checked in {spent}")
+    elif plan.engine:
+        lines.append(f"  {size} in {spent}; Python alone, for {plan.engine}")
     else:
         lines.append(
             f"  {size} in {spent}; {result.objects_compiled_now} of {result.objects} objects compiled now, "
@@ -144,7 +146,7 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         )
     if used := result.compiler_cache:
         lines.append(f"  {compiler_cache(used)}")
-    lines.append("  DCA kernel modules")
+    lines += ["  DCA kernel modules"] if plan.modules else []
     kept = {module.path: module.rewritten.keeps for module in build.modules if module.rewritten}
     assembled = {module.path: f" and ptxas {made.ptxas}" for module in build.modules if (made := module.assembled)}
     for module in plan.modules:

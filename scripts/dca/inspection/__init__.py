@@ -15,6 +15,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.recipes import PLUGINS_GROUP
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
@@ -39,6 +40,8 @@ BACKEND = "attention/backends/dual_chunk_flash_attn.py"
 INTERFACE = "flash_attn_interface.py"
 SPARSE_FUNCTION = b"def sparse_attn_func"
 INDEX_OP, SPARSE_OP = "convert_vertical_slash_indexes", "fwd_sparse"
+# The project that a plugin requires.
+ENGINE = "vllm"
 CUDA_LIBRARIES = ("libcu", "libnv", "libnccl")
 
 
@@ -122,7 +125,8 @@ def _inspect(
     if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
     problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
-    commands, odd = metadata.commands(_or_empty(archive, f"{info}/entry_points.txt"))
+    points = _or_empty(archive, f"{info}/entry_points.txt")
+    commands, odd = metadata.commands(points)
     problems += [*odd, *installed.check(names, info, tags)]
     listed = lists.read(archive, info)
     work = Work()
@@ -152,6 +156,8 @@ def _inspect(
         requires_python=about.requires_python,
         torch=about.requires("torch"),
         transformers=about.requires("transformers"),
+        engine=about.requires(ENGINE).replace(" ", ""),
+        plugins=metadata.entry_points(points, PLUGINS_GROUP),
         installs=tuple(installed.besides(names, name, commands))[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),

@@ -211,16 +211,35 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     return problems
 
 
+def _points(content: bytes) -> configparser.ConfigParser:
+    """entry_points.txt, parsed as installers parse it.
+
+    Raises:
+        configparser.Error: it is not in this format; UnicodeDecodeError if it is not UTF-8.
+    """
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(content.decode())
+    return parser
+
+
+def entry_points(content: bytes, group: str) -> dict[str, str]:
+    """The entry points of one group of entry_points.txt, by name; none if the file cannot be read."""
+    try:
+        parser = _points(content)
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    return dict(parser.items(group)) if parser.has_section(group) else {}
+
+
 def commands(content: bytes) -> tuple[list[str], list[str]]:
     """The commands of entry_points.txt, and what is wrong with it.
 
     Args:
         content: of it.
     """
-    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(content.decode())
+        parser = _points(content)
     except (configparser.Error, UnicodeDecodeError) as error:
         return [], [f"entry_points.txt cannot be read: {shown(str(error).splitlines()[0])}."]
     points = [point for kind in _COMMANDS if parser.has_section(kind) for point in parser.items(kind)]

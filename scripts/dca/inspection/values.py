@@ -222,6 +222,8 @@ class Inspection(Document):
         tags: tags of the wheel.
         requires_python: Requires-Python in METADATA.
         transformers: what METADATA requires of transformers.
+        engine: what METADATA of a plugin requires of vLLM; empty for the engine itself.
+        plugins: the plugins that vLLM loads of it, by name, each with its function as module:name.
         modules: its extension modules.
         files: number of its files.
     """
@@ -257,6 +259,8 @@ class Inspection(Document):
     unread: tuple[Unread, ...] = ()
     installs: tuple[str, ...] = ()
     answer: Answer | None = None
+    engine: str = ""
+    plugins: dict[str, str] = {}
 
     def module(self, path: str) -> InspectedModule | None:
         """The module with a path."""

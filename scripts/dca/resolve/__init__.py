@@ -13,7 +13,7 @@ from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
-from dca.resolve import drivers, ways
+from dca.resolve import drivers, plugin, ways
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
@@ -38,6 +38,9 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
     outcome = _first(request, world)
     if isinstance(outcome, Plan):
         return outcome
+    if request.recipe is not None and all(loaded.recipe.is_plugin for loaded in _named(request, world)):
+        # The one reason says which options to leave out.
+        return Cannot(passed_over=tuple(outcome), nearest=request.recipe, ways=())
     nearest, found = ways.find(request, world, _first)
     names = [over.name for over in outcome]
     fewest = min(outcome, key=lambda over: len(over.reasons)).name
@@ -48,26 +51,51 @@ def _first(request: Request, world: World) -> Plan | list[PassedOver]:
     """The plan of the first recipe by priority that can be built, or every recipe with the reasons against it."""
     passed: list[PassedOver] = []
     chosen: Plan | None = None
-    for loaded in sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)):
+    for loaded in _named(request, world):
         name = loaded.recipe.name
-        if request.recipe is not None and name != request.recipe:
+        if request.recipe is None and loaded.recipe.is_plugin:
             continue
         if chosen is not None:
             text = f"{chosen.recipe} has priority and can be built."
             passed.append(PassedOver(name=name, reasons=(Reason(code="DCA-300", text=text),)))
             continue
-        drafted = _plan(request, loaded, world)
+        drafted = plugin.plan(request, loaded) if loaded.recipe.is_plugin else _plan(request, loaded, world)
         if isinstance(drafted, Plan):
             chosen = drafted
         else:
             passed.append(PassedOver(name=name, reasons=tuple(drafted)))
     if chosen is None:
         return passed
+    passed += _plugins(request, world)
     why = "requested with --recipe." if request.recipe else "the first by priority that can be built on this machine."
     recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
     return chosen.model_copy(
         update={"choices": (recipe, *chosen.choices), "passed_over": (*chosen.passed_over, *passed)}
     )
+
+
+def _named(request: Request, world: World) -> list[Loaded]:
+    """The recipes that a request allows, by priority."""
+    order = sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name))
+    return [loaded for loaded in order if request.recipe in (None, loaded.recipe.name)]
+
+
+def _plugins(request: Request, world: World) -> list[PassedOver]:
+    """The plugins that a request did not name: they are another engine's, which nobody should get unasked."""
+    unasked = [loaded.recipe for loaded in _named(request, world) if loaded.recipe.is_plugin and not request.recipe]
+    return [
+        PassedOver(
+            name=recipe.name,
+            reasons=(
+                Reason(
+                    code="DCA-300",
+                    text=f"it is a plugin for {recipe.engine.requirement if recipe.engine else ''}, and only built if "
+                    f"it is named: --recipe {recipe.name}.",
+                ),
+            ),
+        )
+        for recipe in unasked
+    ]
 
 
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:

@@ -147,7 +147,12 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
 
 
 def table_bytes(shape: Shape) -> float:
-    """Rotary tables, complete on every rank: (rows + 4 chunks)*d*2 with dual chunk attention, rows*d*2 without."""
+    """Rotary tables, complete on every rank: (rows + 4 chunks)*d*2 with dual chunk attention, rows*d*2 without.
+
+    A plugin has one of float32 with a row for each position of a chunk: (chunk_size + 1)*d*4.
+    """
+    if shape.merged:
+        return (shape.chunk_size + 1) * shape.head_dim * SINGLE
     return (shape.rows + 4 * shape.chunk) * shape.head_dim * HALF
 
 
@@ -275,6 +280,14 @@ def logits_bytes(shape: Shape, sequences: int, each: float = LOGIT) -> float:
     return sequences * shape.vocabulary * each
 
 
+MERGED = 8
+"""What a plugin for dual chunk attention holds more in a step, in tensors of queries with 16 bits.
+
+These are rotated queries, the results of three calls, and two float32 copies while queries are rotated. The engine's
+profile run measures them all.
+"""
+
+
 def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, each: float = LOGIT) -> float:
     """The peak of one step without keys of earlier steps: what vLLM's profile run measures.
 
@@ -286,7 +299,7 @@ def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, ea
         each: bytes of one logit with its copies.
     """
     # Dual chunk attention has five tensors of queries instead of one, all alive during the computation.
-    queries = (5 if shape.dual_chunk else 1) + 2
+    queries = (5 if shape.dual_chunk else 1) + 2 + MERGED * shape.merged
     attention = projection_bytes(shape, layout, tokens) + queries * query_bytes(shape, layout, tokens)
     inside = max(mlp_bytes(shape, layout, tokens), attention)
     # Logits are computed from the last hidden states, when the layers' own are free again.

@@ -65,8 +65,8 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             companions=local.companions,
             # What others compiled proves nothing.
             compiler_cache="off",
-            # The wheel is not for this machine.
-            driver=str(toolkits.load_versions().drivers.releases[-1].driver),
+            # The wheel is not for this machine; a plugin is for none.
+            driver=str(toolkits.load_versions().drivers.releases[-1].driver) if asked["archs"] else None,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(

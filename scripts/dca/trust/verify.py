@@ -225,7 +225,9 @@ def _recorded(inspected: Inspection, record: Json) -> Finding:
     return Finding(
         check="record",
         status="proven",
-        says=f"its {len(inspected.modules)} modules match its dca.json, of plan {inspected.recorded.plan}.",
+        says=f"its {len(inspected.modules)} modules match its dca.json, of plan {inspected.recorded.plan}."
+        if inspected.modules
+        else f"it has no compiled modules, as its dca.json says, of plan {inspected.recorded.plan}.",
     )
 
 
