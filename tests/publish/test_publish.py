@@ -399,7 +399,7 @@ def test_the_page_for_people_needs_no_script(tmp_path: Path) -> None:
         store.sha256_file(wheel),
         'href="cu124/"',
         "nothing wrong found",
-        "--index-url https://wheels.example.invalid/cu124/",
+        "--extra-index-url https://wheels.example.invalid/simple/",
         "&lt;script&gt;alert(1)",
     ):
         assert words in text, words
