@@ -222,7 +222,8 @@ def in_a_bucket(s3: str, run: Dca, wheels: Wheels) -> str:
     """Publish to a bucket; its address."""
     where = ["--s3", "s3://wheels/a", "--s3-endpoint", s3]
     *ours, helper = wheels.files
-    for words in (*([wheel, "--evidence", wheels.lock] for wheel in ours), [helper]):
+    published: list[Words] = [*([wheel, "--evidence", wheels.lock] for wheel in ours), [helper]]
+    for words in published:
         done = run("publish", *words, *where, "--url", f"{s3}wheels/a/", **KEYS)
         assert done.returncode == 0, done.stderr
     return f"{s3}wheels/a/"
@@ -267,7 +268,7 @@ def test_an_installer_installs_with_its_own_lock(
     project: Project, program: str, wheels: Wheels, installers: Path
 ) -> None:
     lock, name, install = LOCKERS[program]
-    own = {name: installers / name for name in ("poetry", "pdm")}
+    own: dict[str | Path, str | Path] = {name: installers / name for name in ("poetry", "pdm")}
     lock, install = ([own.get(words[0], words[0]), *words[1:]] for words in (lock, install))
     if program in ("pip", "pdm"):
         environment(project.folder / ".venv")

@@ -262,13 +262,17 @@ def render_listing(listing: Listing) -> str:
 
 
 def _install(records: Sequence[Record], url: str) -> Iterator[str]:
-    """How the newest of some wheels is installed; nothing if all are yanked.
+    """How the newest of some wheels is installed, of each project; nothing if all are yanked.
 
     Args:
         records: of listed wheels.
         url: where the index is served; empty if unknown.
     """
-    for record in newest_first(record for record in records if record.yanked is None)[:1]:
+    named: set[str] = set()
+    for record in newest_first(record for record in records if record.yanked is None):
+        if record.project in named:
+            continue
+        named.add(record.project)
         install = install_lines(record, url)
         packages = "with the packages of its lock" if install.has_lock else "after its dependencies (it has no lock)"
         yield f"  Install {install.pin} {packages}:"

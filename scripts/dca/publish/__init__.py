@@ -473,8 +473,7 @@ def _settle(known: Known, *, url: str | None = None, signing: Signing) -> Settle
     says: dict[str, None] = {}
     for _ in range(ROUNDS):
         made = pages.render(known.records(), settings)
-        for path, content in made.items():
-            place.put_page(path, content)
+        place.put_pages(made)
         place.barrier()
         obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):

@@ -60,5 +60,6 @@ def lines(record: Record, url: str) -> Lines:
 
 
 def newest_first(records: Iterable[Record]) -> list[Record]:
-    """Records by version, the newest first; those of one version by the names of their files."""
-    return sorted(sorted(records, key=lambda one: one.file), key=lambda one: Version(one.version), reverse=True)
+    """Records by project, and those of each by version, the newest first; those of one version by file name."""
+    by_version = sorted(sorted(records, key=lambda one: one.file), key=lambda one: Version(one.version), reverse=True)
+    return sorted(by_version, key=lambda one: one.project)
