@@ -256,6 +256,12 @@ def another_project(site: Site) -> None:
     site.write([*site.records(), extra])
 
 
+def another_record_of_a_removed_wheel(site: Site) -> None:
+    """Which reserves its name for other bytes."""
+    path = layout.record(GONE)
+    site.files[path] = site.files[path].replace(b'"sha256": "', b'"sha256": "0', 1)
+
+
 ATTACKS: tuple[Callable[[Site], None], ...] = (
     edited_front,
     sidecar,
@@ -278,6 +284,7 @@ ATTACKS: tuple[Callable[[Site], None], ...] = (
     requires_python,
     linked_elsewhere,
     another_project,
+    another_record_of_a_removed_wheel,
 )
 
 
@@ -373,7 +380,12 @@ STATEMENT: dict[str, tuple[Any, ...]] = {
     "url": ("javascript:alert(1)", "file:///etc/", "https://me:secret@host/", "//host/", "https://h/\n/", None),
     "projects": (["../.."], ["VLLM"], [], ["vllm", "torch"], "vllm", None),
     "wheels": ([], [{}], ["x"], None),
-    "removed": ([{"file": "../../x.whl", "sha256": "0" * 64}], [{"file": GOOD, "sha256": "0" * 64}], [{}], None),
+    "removed": (
+        [{"file": "../../x.whl", "sha256": "0" * 64, "record": "0" * 64}],
+        [{"file": GOOD, "sha256": "0" * 64, "record": "0" * 64}],
+        [{}],
+        None,
+    ),
 }
 SUBJECTS = (
     "../../keep.txt",
