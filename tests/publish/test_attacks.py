@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
+import requests
 
 from dca import publish
 from dca.foundation import documents, store
@@ -28,7 +30,7 @@ from dca.publish.verified import Served, VerifiedIndex, verify_index
 from dca.trust import signing
 from dca.trust.verify import Trusted
 from tests.publish.test_verified import KEY, OTHER
-from tests.support import some
+from tests.support import SHARE, some
 from tests.support.made_wheels import Details, make
 from tests.support.uploads import instead_of_boto3
 from tests.support.web import Place
@@ -84,6 +86,28 @@ class Site:
         folder, _, name = path.rpartition("/")
         if name == layout.HTML and folder and self.bucket:
             self.files[f"{folder}/"] = content
+
+
+class Held(Served):
+    """A stand-in for a server and its network: thousands of verifications take minutes instead of hours.
+
+    Args:
+        pages: what it serves, as `Place.pages`.
+    """
+
+    def __init__(self, pages: dict[str, tuple[str, bytes]]) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self.pages = pages
+
+    def _get(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
+        path = urlsplit(url).path
+        if path not in self.pages:
+            raise FileNotFoundError(url)
+        answer = requests.Response()
+        kind, body = self.pages[path]
+        answer.status_code, answer.raw = 200, BytesIO(body)
+        answer.headers["Content-Type"] = kind
+        return answer
 
 
 def change(site: Site, name: str, **fields: Any) -> None:
@@ -232,6 +256,12 @@ def another_project(site: Site) -> None:
     site.write([*site.records(), extra])
 
 
+def another_record_of_a_removed_wheel(site: Site) -> None:
+    """Which reserves its name for other bytes."""
+    path = layout.record(GONE)
+    site.files[path] = site.files[path].replace(b'"sha256": "', b'"sha256": "0', 1)
+
+
 ATTACKS: tuple[Callable[[Site], None], ...] = (
     edited_front,
     sidecar,
@@ -254,6 +284,7 @@ ATTACKS: tuple[Callable[[Site], None], ...] = (
     requires_python,
     linked_elsewhere,
     another_project,
+    another_record_of_a_removed_wheel,
 )
 
 
@@ -349,7 +380,12 @@ STATEMENT: dict[str, tuple[Any, ...]] = {
     "url": ("javascript:alert(1)", "file:///etc/", "https://me:secret@host/", "//host/", "https://h/\n/", None),
     "projects": (["../.."], ["VLLM"], [], ["vllm", "torch"], "vllm", None),
     "wheels": ([], [{}], ["x"], None),
-    "removed": ([{"file": "../../x.whl", "sha256": "0" * 64}], [{"file": GOOD, "sha256": "0" * 64}], [{}], None),
+    "removed": (
+        [{"file": "../../x.whl", "sha256": "0" * 64, "record": "0" * 64}],
+        [{"file": GOOD, "sha256": "0" * 64, "record": "0" * 64}],
+        [{}],
+        None,
+    ),
 }
 SUBJECTS = (
     "../../keep.txt",
@@ -440,34 +476,33 @@ def lines(content: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"swap {number}", b"".join([*parts[:number], after, part, *parts[number + 2 :]])
 
 
+def tampered(site: Site, chance: random.Random) -> Iterator[tuple[str, str, dict[str, tuple[str, bytes]]]]:
+    """Each change of one field, with the pages that it changes; the tool's own folder is not for clients."""
+    for path, content in sorted(site.files.items()):
+        if path.startswith(layout.OWN) or path.endswith(".whl") or not content:
+            continue
+        changes = mutated(content, chance) if path.endswith(".json") else lines(content)
+        for what, changed in some(list(changes), chance):
+            names = {f"/{quote(path)}"}
+            if not site.bucket:
+                names |= {f"/{quote(path.removesuffix(layout.HTML))}"}
+            if changed != content:
+                yield path, what, dict.fromkeys(names, (site.kinds.get(path, _kind(path)), changed))
+
+
 @pytest.mark.whole
-def test_every_field_of_every_served_document_is_checked(site: Site, chance: random.Random) -> None:
-    """Each change of one field is found; the tool's own folder is not for clients, and is left out."""
+def test_every_field_of_every_document_is_checked_with_a_stand_in_server(site: Site, chance: random.Random) -> None:
+    """Each change of one field is found."""
     tried = 0
     place = site.serve()
-    source = Served(place.url)
-    try:
-        for path, content in sorted(site.files.items()):
-            if path.startswith(layout.OWN) or path.endswith(".whl") or not content:
-                continue
-            changes = mutated(content, chance) if path.endswith(".json") else lines(content)
-            for what, changed in some(list(changes), chance):
-                if changed == content:
-                    continue
-                kind, _ = place.pages[f"/{quote(path)}"]
-                names = {f"/{quote(path)}"} | (
-                    {f"/{quote(path.removesuffix(layout.HTML))}"} if not site.bucket else set()
-                )
-                before = {name: place.pages[name] for name in names}
-                place.pages |= dict.fromkeys(names, (kind, changed))
-                assert wrong(verify_index(source, BY_KEY, Silent())), (path, what)
-                place.pages |= before
-                tried += 1
-        assert wrong(verify_index(source, BY_KEY, Silent())) == []
-    finally:
-        place.server.shutdown()
-        place.server.server_close()
-    assert tried > 100
+    place.server.shutdown()
+    place.server.server_close()
+    assert wrong(verify_index(Held(place.pages), BY_KEY, Silent())) == []
+    for path, what, changed in tampered(site, chance):
+        assert wrong(verify_index(Held(place.pages | changed), BY_KEY, Silent())), (path, what)
+        tried += 1
+    assert tried > 100 or SHARE < 1
+    print(f"{tried} of {tried} found")
 
 
 def test_published_bytes_stay_and_publishing_again_heals(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dca.publish.check import check
 from dca.publish.folder import Folder
 from tests.support import ROOT
 from tests.support.faulty import Faulty
-from tests.support.index_links import broken
+from tests.support.index_links import broken, differing
 from tests.support.kills import killed_command, leftovers
 from tests.support.made_wheels import make, put
 from tests.support.served import pip, served, uv
@@ -101,7 +101,7 @@ class Scene:
 
     def left_right(self, number: int) -> None:
         """After an interruption no link is broken, and the same command completes the index."""
-        assert (check(self.index).wrong, broken(self.index)) == ((), [])
+        assert (check(self.index).wrong, broken(self.index), differing(self.index)) == ((), [], [])
         reached = self.state(self.index)
         names = set(self.before) | set(self.after[number])
         # Some of several wheels may be published already; each has its old or its new state.
@@ -153,6 +153,7 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
         killed += killed_command(words, whole * (0.3 + 0.7 * chance.random()))
         if (tmp_path / "index" / layout.SETTINGS).exists():
             assert (check(tmp_path / "index").wrong, broken(tmp_path / "index")) == ((), [])
+            assert differing(tmp_path / "index") == []
         subprocess.run(words, check=True, capture_output=True, env=env, cwd=ROOT)
         assert check(tmp_path / "index").fine
     print(f"{killed} kills")

@@ -20,7 +20,7 @@ from packaging.version import InvalidVersion, Version
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import admit, layout, pages, statement
+from dca.publish import admit, install, layout, pages, statement
 from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
 from dca.publish.records import Known, parse_record, read_records
@@ -189,13 +189,14 @@ def gc(place: Place, signers: Sequence[Signer] = ()) -> Published:
 
 
 def listing(place: Place) -> Listing:
-    """The wheels of an index, which is only read.
+    """The wheels of an index, which is only read; the newest versions first.
 
     Raises:
         DcaError: DCA-904 if there is no index, DCA-908 for a damaged record.
     """
     place.check()
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(read_records(place).records()))
+    records = install.newest_first(read_records(place).records())
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(records))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -472,8 +473,7 @@ def _settle(known: Known, *, url: str | None = None, signing: Signing) -> Settle
     says: dict[str, None] = {}
     for _ in range(ROUNDS):
         made = pages.render(known.records(), settings)
-        for path, content in made.items():
-            place.put_page(path, content)
+        place.put_pages(made)
         place.barrier()
         obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):

@@ -19,11 +19,11 @@ from dca.inspection import Inspection, metadata
 from dca.publish import layout
 from dca.publish.values import Evidence, Record, reason
 from dca.smoke.values import Smoke
-from dca.trust import evidence, signing
+from dca.trust import evidence, runlock, signing
 
 MOST_PROBLEMS, MOST_INSTALLS = 20, 5
 LARGEST_EVIDENCE = 64 << 20
-INSPECTION, SMOKE = "inspection", "smoke"
+INSPECTION, SMOKE, LOCK = "inspection", "smoke", evidence.LOCK.split(".")[0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def read_evidence(path: Path) -> Report:
     if schema == Inspection.SCHEMA:
         inspected = documents.read(Inspection, path)
         return Report(path, content, INSPECTION, ".json", _inspected(inspected), inspected.sha256)
-    return Report(path, content, kind, suffix, "", "")
+    return Report(path, content, kind, suffix, (runlock.says(content) or "") if kind == LOCK else "", "")
 
 
 def share_out(reports: Sequence[Report], wheels: dict[Path, str]) -> dict[Path, list[Report]]:
@@ -164,6 +164,8 @@ def admit(
         record = record_of(inspected, store.sha256_bytes(content))
         texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
+    if lock := runlock.fitting(wheel):
+        own[evidence.LOCK] = lock
     if kept := _kept_smoke(own, sha256):
         # Also if the user gives another report: it may be the older one.
         _refuse_failed(wheel, documents.parse(Smoke, kept.content, kept.path), kept.path)
@@ -173,12 +175,18 @@ def admit(
     kinds = {proof.kind for proof in record.evidence} | {report.kind for report in reports}
     texts |= {
         name: (own[name], words)
-        for name, words in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
+        for name, words in (
+            (evidence.SBOM, "CycloneDX"),
+            (evidence.PROVENANCE, "SLSA v1"),
+            (evidence.LOCK, runlock.says(lock) or ""),
+        )
         if name in own and name.split(".")[0] not in kinds
     }
     for report in reports:
         if report.kind == SMOKE:
             _refuse_failed(wheel, documents.parse(Smoke, report.content, report.path), report.path)
+        if report.kind == LOCK:
+            _refuse_unfit(wheel, report)
         texts[report.kind + report.suffix] = (report.content, report.says)
     proofs = {proof.kind: proof for proof in record.evidence}
     contents: dict[str, bytes] = {}
@@ -239,6 +247,23 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
         )
 
 
+def _refuse_unfit(wheel: Path, report: Report) -> None:
+    """Reject a lock from which the page's commands would install something else.
+
+    Raises:
+        DcaError: DCA-907.
+    """
+    try:
+        runlock.check(report.content, runlock.read_wheel(wheel))
+    except runlock.BadLockError as error:
+        raise DcaError(
+            "DCA-907",
+            f"--evidence: {report.path} is not a lock of {wheel.name}.",
+            why=f"it {error}.",
+            remedy="give a lock as `uv pip compile --generate-hashes` writes it, or rename the file.",
+        ) from None
+
+
 def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
     """The report of a failed `dca smoke` of this wheel, else of the last complete one."""
     path = Path(evidence.SMOKE)
@@ -280,6 +305,8 @@ def says(kind: str, content: bytes) -> str | None:
             return _smoke(documents.parse(Smoke, content, path))
         if kind == INSPECTION:
             return _inspected(documents.parse(Inspection, content, path))
+        if kind == LOCK:
+            return runlock.says(content)
         if kind == evidence.ENVELOPES["dsse"][0].split(".")[0] or kind == evidence.ENVELOPES["dsse"][1].split(".")[0]:
             return signing.says(content)
     except (DcaError, signing.BadSignatureError):

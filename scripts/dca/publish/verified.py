@@ -298,6 +298,15 @@ def _signed_state(source: Source, signed: Signed, findings: list[Finding], probl
             continue
         except DcaError as error:
             problems.append(f"{error.what} {error.why}".strip())
+    for removed in signed.statement.removed:
+        path = layout.record(removed.file)
+        try:
+            if store.sha256_bytes(source.read(path)) != removed.record:
+                problems.append(f"{path} is not the record that was signed.")
+        except FileNotFoundError:
+            continue
+        except DcaError as error:
+            problems.append(f"{error.what} {error.why}".strip())
     vouched = next(one.says for one in findings if one.check == "index" and one.status == "proven")
     return _State(records=signed.statement.wheels, pages=signed.pages, vouched=vouched)
 
