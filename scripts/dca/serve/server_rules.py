@@ -411,7 +411,8 @@ def plugin(subject: Subject) -> Iterator[Finding]:
             "plugin could not shift its block table.",
             "omit it.",
         )
-    yield from _variables_of_plugin(subject)
+    yield from _wrong_values(subject)
+    yield from _plugins_left_out(subject, _error, "the engine then has no dual chunk attention.")
 
 
 def _undivided(block: int, chunk: int) -> tuple[str, str]:
@@ -419,7 +420,7 @@ def _undivided(block: int, chunk: int) -> tuple[str, str]:
     return what, "omit it."
 
 
-def _variables_of_plugin(subject: Subject) -> Iterator[Finding]:
+def _wrong_values(subject: Subject) -> Iterator[Finding]:
     for name, required in subject.engine.environment.items():
         if (value := subject.env.get(name)) not in (None, required):
             yield _error(
@@ -427,11 +428,13 @@ def _variables_of_plugin(subject: Subject) -> Iterator[Finding]:
                 f"{name}={value} is set in this shell, but dual chunk attention requires {required}.",
                 f"export {name}={required}",
             )
+
+
+def _plugins_left_out(subject: Subject, finding: Callable[[str, str, str], Finding], harm: str) -> Iterator[Finding]:
     if plugins := subject.recipe.recipe.patches.not_loaded(subject.env):
-        yield _error(
+        yield finding(
             "DCA-155",
-            f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: the engine "
-            "then has no dual chunk attention.",
+            f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: {harm}",
             f"export {PLUGINS}={','.join(filter(None, (subject.env[PLUGINS], *plugins)))}",
         )
 
@@ -439,14 +442,7 @@ def _variables_of_plugin(subject: Subject) -> Iterator[Finding]:
 def variables(subject: Subject) -> Iterator[Finding]:
     """DCA-155: environment variables that select another backend or engine, or lift the limit on the length."""
     if subject.shape.dual_chunk:
-        for name, required in subject.engine.environment.items():
-            value = subject.env.get(name)
-            if value is not None and value != required:
-                yield _error(
-                    "DCA-155",
-                    f"{name}={value} is set in this shell, but dual chunk attention requires {required}.",
-                    f"export {name}={required}",
-                )
+        yield from _wrong_values(subject)
         if V1 not in subject.engine.environment and subject.env.get(V1, "0") not in ("", "0"):
             yield _error(
                 "DCA-155",
@@ -459,13 +455,8 @@ def variables(subject: Subject) -> Iterator[Finding]:
                 f"{LONGER} is set in this shell: a position past the rotary table is a device-side assert on the GPU.",
                 f"unset {LONGER}",
             )
-        if plugins := subject.recipe.recipe.patches.not_loaded(subject.env):
-            yield _warning(
-                "DCA-155",
-                f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: the "
-                "wheel's guards, which refuse wrong settings, are then not loaded.",
-                f"export {PLUGINS}={','.join(filter(None, (subject.env[PLUGINS], *plugins)))}",
-            )
+        harm = "the wheel's guards, which refuse wrong settings, are then not loaded."
+        yield from _plugins_left_out(subject, _warning, harm)
     elif subject.env.get(BACKEND) in subject.engine.environment.values():
         yield _error(
             "DCA-155",
