@@ -131,6 +131,16 @@ def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
 
 @pytest.mark.whole
 @pytest.mark.slow
+
+
+def test_what_the_tests_need_is_kept_when_the_tool_alone_is_asked_for_without_uv(project: Path) -> None:
+    complete(project, with_uv=True)
+    assert start(project, with_uv=False).wait() == 0
+    assert list(project.glob(".venv/lib/python*/site-packages/extra.py"))
+
+
+@pytest.mark.whole
+@pytest.mark.slow
 def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_path: Path) -> None:
     (tmp_path / "shadow").mkdir()
     for name in ("pip", "zipfile", "base"):
