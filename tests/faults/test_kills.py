@@ -94,6 +94,7 @@ print(provide.bring(source, Run(store.Store(Path(root)).open(), Silent(), Path(r
 """
 
 
+@pytest.mark.whole
 def test_a_toolkit_is_whole_or_absent_whenever_bringing_it_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -359,6 +359,7 @@ def test_another_index_of_the_same_key_is_not_this_one(site: Site, tmp_path: Pat
         place.server.server_close()
 
 
+@pytest.mark.whole
 def test_honest_indexes_are_copied_in_many_ways(site: Site) -> None:
     """Served without the tool's own folder, without records, or under another name than its own."""
     for hide in (layout.OWN, layout.RECORDS, layout.AS_IT_IS):
@@ -563,6 +564,7 @@ def test_a_command_without_the_key_leaves_no_statement_that_no_longer_fits(tmp_p
     assert any("was changed since the last signature" in one for one in publish.gc(index, [OURS]).statements)
 
 
+@pytest.mark.whole
 def test_no_other_host_is_asked_unless_it_is_named(site: Site) -> None:
     there, elsewhere = site.serve(), site.serve()
     host = elsewhere.url.removeprefix("http://")

@@ -137,6 +137,7 @@ def test_an_index_is_right_whenever_publishing_is_killed(
     print(f"{count} kills at {sum(scene.counts)} calls of {len(scene.counts)} commands")
 
 
+@pytest.mark.whole
 def test_an_index_is_right_whenever_its_first_publishing_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
@@ -303,6 +304,7 @@ def test_of_publishers_with_other_bytes_one_wins(tmp_path: Path) -> None:
     assert check(tmp_path / "index").fine
 
 
+@pytest.mark.whole
 def test_one_more_wheel_rewrites_nothing_of_the_others(
     tmp_path: Path, scale: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,9 +111,15 @@ KNOWN_FAULT = {"kind": "known", "kernel": "one", "text": "it writes behind its e
     ("lines", "then", "tested", "detail"),
     [
         ([END | {"why": ""}], "_exit(8);", False, "the kernel one cannot be emulated. no PTX (DCA-835)"),
-        ([KNOWN_FAULT, END | {"why": "x"}], "_exit(8);", False, "one cannot be emulated. no PTX x (DCA-835)"),
+        pytest.param(
+            [KNOWN_FAULT, END | {"why": "x"}],
+            "_exit(8);",
+            False,
+            "one cannot be emulated. no PTX x (DCA-835)",
+            marks=pytest.mark.whole,
+        ),
         ([END | {"code": "DCA-837", "why": ""}], "_exit(8);", True, "cannot be emulated. no PTX (DCA-837)"),
-        ([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3"),
+        pytest.param([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3", marks=pytest.mark.whole),
     ],
 )
 def test_a_case_that_the_emulated_gpu_cannot_run_is_told_from_one_that_fails(

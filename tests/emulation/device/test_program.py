@@ -42,6 +42,7 @@ def emulate(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFa
     return run
 
 
+@pytest.mark.whole
 def test_a_kernel_of_machine_code_alone_ends_the_program_with_its_name(
     dca: RunDca, cache: store.Store, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ int main(int, char **words) {
 """
 
 
+@pytest.mark.whole
 def test_only_what_is_known_of_a_kernels_fault_is_let_pass(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     (tmp_path / "known.cu").write_text(KNOWN)
     program, findings = tmp_path / "known", tmp_path / "findings"
