@@ -63,6 +63,7 @@ def test_a_wrong_key_of_a_new_recipe_is_reported_with_the_nearest_right_name(pro
     assert "priority" in plan.stderr
 
 
+@pytest.mark.slow
 def test_the_failure_of_the_guide_is_added_and_found_in_a_log(project: Path) -> None:
     table = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
     assert table

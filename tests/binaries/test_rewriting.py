@@ -64,6 +64,7 @@ def test_the_same_module_and_containers_give_the_same_bytes(built: bytes) -> Non
     assert rewriting.replaced(rewriting.read(built), OLD) == built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("-s",), ("-Wl,-z,max-page-size=0x10000",), ("-Wl,-z,noseparate-code",)])
 def test_other_tools_read_a_rewritten_module(flags: tuple[str, ...], tmp_path: Path) -> None:
     before = fat_modules.build(tmp_path, OLD, *flags)

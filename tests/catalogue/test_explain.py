@@ -62,6 +62,7 @@ def test_the_cause_of_real_logs_is_named(measured: ModuleType) -> None:
     assert (counts["wrong"], counts["hidden"], counts["clean"]) == (0, 0, 0), wrong
 
 
+@pytest.mark.slow
 def test_what_a_run_that_went_well_only_mentions_is_listed_apart(measured: ModuleType) -> None:
     for log, one in measured.expected().items():
         explanation = measured.explained(log)

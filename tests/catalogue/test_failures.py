@@ -329,6 +329,7 @@ def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -
     assert [line.line for line in explanation.suspicious] == [17]
 
 
+@pytest.mark.slow
 def test_of_many_lines_that_look_like_an_error_the_first_and_the_last_are_told() -> None:
     explanation = explain("".join(f"line {number}: error: no\n" for number in range(1, 5001)))
     numbers = [line.line for line in explanation.suspicious]
@@ -364,6 +365,7 @@ def test_the_projects_own_documents_and_code_are_no_failures_but_those_that_quot
 NEEDLE = b"AssertionError: CUDA_HOME is not set"
 
 
+@pytest.mark.slow
 def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     junk = chance.randbytes(3 << 20)
     assert explain(junk).size == len(junk)
@@ -372,6 +374,7 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
@@ -524,6 +527,7 @@ def run(*arguments: str | Path, log: bytes = b"") -> subprocess.CompletedProcess
     return run_dca("explain", *arguments, env={"PATH": "/usr/bin:/bin"}, data=log)
 
 
+@pytest.mark.slow
 def test_a_log_is_explained(tmp_path: Path) -> None:
     log = tmp_path / "build.log"
     log.write_text(BEFORE + LOUD[0].example)

@@ -186,6 +186,7 @@ def test_a_new_folder_inside_of_the_old_one_is_refused(model: Path) -> None:
     assert listing(model) == names
 
 
+@pytest.mark.slow
 def test_weights_are_never_opened(model: Path) -> None:
     """Every file that the interpreter opens is told by its audit hook."""
     script = f"""

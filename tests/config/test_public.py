@@ -111,6 +111,7 @@ def flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     return {where: one for name, part in value.items() for where, one in flat(part, (*path, name)).items()}
 
 
+@pytest.mark.slow
 def test_an_edit_changes_the_scaling_and_the_length_and_nothing_else() -> None:
     seen = 0
     for name, before, after in edited():

@@ -270,6 +270,7 @@ def call(*arguments: str | Path, path: str, cwd: Path) -> subprocess.CompletedPr
     return run_dca("env", *arguments, cwd=cwd, env=env, timeout=60)
 
 
+@pytest.mark.slow
 def test_conda_can_be_insisted_on(tmp_path: Path) -> None:
     done = call("--engine", "conda", path="/usr/bin:/bin", cwd=tmp_path)
     assert (done.returncode, done.stderr.startswith("DCA-103: none of micromamba, mamba, conda")) == (1, True)

@@ -185,6 +185,7 @@ def test_its_wheel_has_the_package_and_requires_exactly_its_engine(
     assert (inspected.engine, inspected.plugins) == ("vllm==0.33.0", {"thing": "thing_dca:register"})
 
 
+@pytest.mark.slow
 def test_two_machines_build_the_same_bytes(small: Data, tmp_path: Path) -> None:
     one = build(store.Store(tmp_path / "a", offline=True), tmp_path / "dist")
     shutil.copytree(small.source, tmp_path / "copy")

@@ -556,6 +556,7 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60), deadline=None)
 @given(st.lists(records(), max_size=6, unique_by=lambda one: one.file))
 def test_readers_find_in_every_page_what_the_records_say(given_records: list[Record]) -> None:

@@ -79,6 +79,7 @@ def test_whoever_changes_wheel_record_and_pages_still_lacks_the_key(index: Path,
     assert any(one["evidence"] == "wrong" for one in states(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["simple/vllm/index.json", "cu124/index.html", "index.html"])
 def test_a_changed_page_is_found_from_afar(index: Path, path: str) -> None:
     (index / path).write_bytes((index / path).read_bytes().replace(b"vllm", b"v1lm", 1) + b" ")
@@ -102,6 +103,7 @@ def test_missing_files_are_named(index: Path) -> None:
     assert f"files/{metadata.name} is missing." in problems
 
 
+@pytest.mark.slow
 def test_a_server_that_sends_without_end_is_left(index: Path) -> None:
     """No more bytes are read than the record's size of the wheel."""
     name = next((index / "files").glob("*cu124*.whl")).name

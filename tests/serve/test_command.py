@@ -111,6 +111,7 @@ def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_several_machines_start_ray_with_the_variables_and_then_the_server(tmp_path: Path) -> None:
     launch = launched(FOURTEEN, "4xA100-40", machines=2)
     head, worker, serve = by_a_shell(command.shell(launch), tmp_path / "bin")["told"]
@@ -141,6 +142,7 @@ def test_docker_is_given_exactly_the_words_and_the_folder(
         assert "9001:9001" in argv
 
 
+@pytest.mark.slow
 def test_docker_on_several_machines(tmp_path: Path) -> None:
     launch = launched(FOURTEEN, "4xA100-40", machines=3)
     head, worker, serve = [started["argv"] for started in by_a_shell(command.docker(launch), tmp_path / "bin")["told"]]

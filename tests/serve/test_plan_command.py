@@ -47,6 +47,7 @@ def run(*arguments: str | Path, **env: str) -> Done:
     return Done(code, out.getvalue(), wrong.getvalue())
 
 
+@pytest.mark.slow
 def test_the_program_itself_ends_with_the_exit_code() -> None:
     argv = [sys.executable, "-m", "dca", "serve", "plan", FOURTEEN, "--gpus", "2x80", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}

@@ -215,6 +215,7 @@ def test_what_is_no_key_is_told(content: bytes, tmp_path: Path) -> None:
         assert refused.value.code == "DCA-220"
 
 
+@pytest.mark.slow
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     private, public, other = tmp_path / "key.pem", tmp_path / "key.pub", tmp_path / "rsa.pem"
     commands: list[list[str | Path]] = [

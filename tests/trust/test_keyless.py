@@ -43,6 +43,7 @@ def trust(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     instance.broken = None
 
 
+@pytest.mark.slow
 def test_what_a_stand_in_vouches_for_is_opened_by_that_identity_alone(trust: Path) -> None:
     signer = keyless.signer(trust)
     bundle = signer.sign(STATEMENT)

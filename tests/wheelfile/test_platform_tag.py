@@ -100,6 +100,7 @@ extern "C" long held(int times) {
 """
 
 
+@pytest.mark.slow
 def test_counting_shared_pointers_needs_no_newer_glibc_with_the_lean_projects_support(tmp_path: Path) -> None:
     """Real compiler and linker, as the lean project links: an archive before the libraries."""
     (tmp_path / "shared.cpp").write_text(SHARED)
