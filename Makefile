@@ -85,7 +85,7 @@ bench: dev ## measure the figures of docs/benchmarks.md that take seconds
 	@.venv/bin/python scripts/bench.py
 
 unit: dev ## run the quick tests, which need neither a wheel nor a network
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
+	@DCA_TEST_IN_MEMORY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
 
 coverage: dev ## run the unit tests and report their branch coverage
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "$(UNIT)" -q --cov --cov-report=term

@@ -122,6 +122,23 @@ def _is_long(item: pytest.Item) -> bool:
     return any(mark.name in LONG for mark in item.iter_markers())
 
 
+MEMORY = Path("/dev/shm")
+ROOM = 2 << 30
+"""Bytes that must be free there."""
+
+
+def _work_in_memory() -> None:
+    """Put the temporary folder into memory, if there is room and programs may run from there."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+        there = os.statvfs(MEMORY)
+        if there.f_bavail * there.f_frsize >= ROOM and not there.f_flag & os.ST_NOEXEC:
+            os.environ["TMPDIR"] = str(MEMORY)
+            tempfile.tempdir = None
+
+
+# Quick tests write, synchronise and remove thousands of small files, for which a disk takes a fifth of their time.
+if os.environ.get("DCA_TEST_IN_MEMORY"):
+    _work_in_memory()
 # As it is before the session has one of its own.
 TEMPORARY = Path(tempfile.gettempdir())
 

@@ -309,6 +309,7 @@ def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown(monkeypa
     assert (often.line, often.count >= search.ENOUGH) == (3 * search.ENOUGH, True)
 
 
+@pytest.mark.slow
 def test_an_error_on_every_line_up_to_the_end_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "ENOUGH", 50)
     explanation = explain(1000 * "ValueError: a tensor of nothing\n")
@@ -547,6 +548,7 @@ def test_standard_input_is_explained_as_json() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_schema_is_that_of_what_is_printed() -> None:
     schema = json.loads(run("--schema").stdout)
     document = json.loads(run("-", "--json", log=NEEDLE).stdout)
@@ -584,6 +586,7 @@ def test_a_mistake_gets_one_message(arguments: list[str], words: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_everything_that_is_known_is_listed() -> None:
     listed = run("--list").stdout.splitlines()
     assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(ALL.codes)
@@ -603,6 +606,7 @@ def test_a_message_about_something_else_is_not_explained_by_an_earlier_program()
     assert explanation_of(DcaError("DCA-303", "not that CUDA.", why="it is 12.9.", remedy="another.")) == ()
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) -> None:
     stand_in = tmp_path / "conda"
     words = "echo 'error: RPC failed; curl 56 GnuTLS recv error'\necho 'CondaError: no more'\nexit 1\n"

@@ -214,6 +214,7 @@ def test_opening_a_cache_removes_what_a_killed_run_left_and_not_what_a_living_on
         assert used.is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["incoming", "incoming_folder", "scratch"])
 def test_the_next_writer_removes_what_a_killed_one_left(write: str, tmp_path: Path) -> None:
     target = tmp_path if write == "scratch" else tmp_path / "target"

@@ -62,6 +62,7 @@ def faults(wheel: Path) -> list[str]:
         return [str(error)]
 
 
+@pytest.mark.slow
 def test_only_an_archive_without_faults_is_unpacked(tmp_path: Path) -> None:
     """The archive's own faults; what only a wheel can have is not looked at."""
     refused = 0

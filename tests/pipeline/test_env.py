@@ -172,6 +172,7 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_each_environment_solves_and_installs(line: str, channels: Path, tmp_path: Path) -> None:
     rattler = pytest.importorskip("rattler")
@@ -277,6 +278,7 @@ def test_conda_can_be_insisted_on(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

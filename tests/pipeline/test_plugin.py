@@ -157,6 +157,7 @@ def test_a_local_source_is_rejected_too(small: Data, kept: store.Store, tmp_path
 # --- the wheel -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_its_wheel_has_the_package_and_requires_exactly_its_engine(
     small: Data, kept: store.Store, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_source_without_the_package_is_rejected(small: Data, kept: store.Store
     assert not list((tmp_path / "dist").glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_a_wheel_for_another_engine_differs_from_its_plan(small: Data, kept: store.Store, tmp_path: Path) -> None:
     made = build(kept, tmp_path / "dist")
     plan = documents.read(Plan, Path(made.run) / "plan.json")
@@ -245,6 +247,7 @@ def test_its_static_level_passes_and_says_what_no_level_proves(small: Data, kept
         assert "its level is static" in refused.value.what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "case"),
     [
@@ -272,6 +275,7 @@ def test_compiled_code_in_it_fails(small: Data, kept: store.Store, tmp_path: Pat
     assert "static/pure" in {failed.name for failed in proven.failed}
 
 
+@pytest.mark.slow
 def test_its_evidence_is_verified_and_published(small: Data, kept: store.Store, tmp_path: Path) -> None:
     made = build(kept, tmp_path / "dist")
     smoke(Proof(wheel=Path(made.wheel), level="static"), recipes.load_all(), kept, Silent())
@@ -287,6 +291,7 @@ def test_its_evidence_is_verified_and_published(small: Data, kept: store.Store, 
     assert {proof.kind for proof in record.evidence} >= {"inspection", "provenance", "sbom", "smoke"}
 
 
+@pytest.mark.slow
 def test_it_is_rebuilt_from_its_provenance_with_the_same_bytes(small: Data, kept: store.Store, tmp_path: Path) -> None:
     made = build(kept, tmp_path / "dist")
     files = evidence.collect(Path(made.wheel), made.sha256, kept)

@@ -59,6 +59,7 @@ def lock_of(index: Path, version: str) -> Evidence | None:
     return next((proof for proof in record.evidence if proof.kind == "run-lock"), None)
 
 
+@pytest.mark.slow
 def test_the_lock_of_the_recipe_is_published_and_linked(tmp_path: Path) -> None:
     index, lock = tmp_path / "index", data.run_lock(RECIPE, "lean").read_bytes()
     torch = next(pin for pin in runlock.parse(lock) if pin.name == "torch")
@@ -188,6 +189,7 @@ def test_the_page_warns_in_sight(tmp_path: Path) -> None:
     assert "takes a newer" not in page(tmp_path / "other"), "its version may be on the other index too"
 
 
+@pytest.mark.slow
 def test_the_newest_version_comes_first(tmp_path: Path, dca_index: Dca) -> None:
     """Neither the last that was published nor the last of the alphabet."""
     versions = ["10.0+cu124", "9.0+cu124", "9.0rc1+cu124", "2.0+dca2.cu124", "2.0+dca1.cu124"]

@@ -339,6 +339,7 @@ def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:
     assert check(tmp_path / "index").fine
 
 
+@pytest.mark.slow
 def test_yank_remove_and_back(tmp_path: Path) -> None:
     index = tmp_path / "index"
     wheels = [
@@ -420,6 +421,7 @@ def test_a_view_without_wheels_goes_whole(tmp_path: Path) -> None:
     assert check(index).fine
 
 
+@pytest.mark.slow
 def test_a_stand_in_for_a_disk_without_exchange_has_the_pages_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def states(found: VerifiedIndex) -> list[dict[str, str]]:
     return [{one.check: one.status for one in wheel.findings} for wheel in found.wheels]
 
 
+@pytest.mark.slow
 def test_a_signed_index_is_proven_in_its_folder_and_where_it_is_served(index: Path) -> None:
     here = looked_at(index)
     assert here.problems == ()
@@ -92,6 +93,7 @@ def test_a_changed_page_is_found_from_afar(index: Path, path: str) -> None:
     assert any(path in problem for problem in problems)
 
 
+@pytest.mark.slow
 def test_missing_files_are_named(index: Path) -> None:
     wheel = next((index / "files").glob("*cu124*.whl"))
     wheel.unlink()
@@ -151,6 +153,7 @@ def test_wrong_input_is_told(
     assert says in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_says_it_all(dca: RunDca, index: Path, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 

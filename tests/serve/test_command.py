@@ -153,6 +153,7 @@ def test_docker_on_several_machines(tmp_path: Path) -> None:
     assert all("--network=host" in started for started in (head, worker))
 
 
+@pytest.mark.slow
 def test_gpus_of_a_container_are_named_to_docker_and_not_inside(tmp_path: Path) -> None:
     (started,) = by_a_shell(command.docker(launched(visible="4,5,6,7")), tmp_path / "bin")["told"]
     assert started["argv"][started["argv"].index("--gpus") + 1] == '"device=4,5,6,7"'

@@ -67,6 +67,7 @@ def test_a_plan_is_told_as_text_and_as_a_document() -> None:
     assert json.loads(told.stdout)["schema"] == "dca.serve-plan/2"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
     done = run("plan", FOURTEEN, "--gpus", "2x80")
     assert done.returncode == 1

@@ -383,6 +383,7 @@ def found_by_wheel(model: str, made: Inspection, where: str = "8xH100-80", **ask
     return [finding.what for finding in plan.make(about, served).findings if finding.code == "DCA-110"]
 
 
+@pytest.mark.slow
 def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert found_by_wheel(SEVEN, wheel()) == []
     assert "fp8 weights" in found_by_wheel(SEVEN, wheel(), quantization="fp8")[0]
@@ -476,6 +477,7 @@ def test_every_advice_to_quantize_says_what_to_build() -> None:
 # --- models --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_a_bare_config_and_a_name_give_the_same_plan(tmp_path: Path) -> None:
     given = shape.config_of(models.find(SEVEN, models.load_all()))
     place = tmp_path / SEVEN

@@ -24,6 +24,7 @@ def library(folder: Path, name: str, text: str, *more: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_newest_symbol_of_all_modules_decides(tmp_path: Path) -> None:
     old = library(tmp_path, "old", "#include <stdlib.h>\nvoid *f(void) { return malloc(1); }\n")
     # reallocarray came with glibc 2.26, gettid with 2.30.
