@@ -128,6 +128,7 @@ def located(name: str, cache: store.Store, wheel: Path | None, log: Path) -> Ins
 QUICK = {"vllm-0.10.2": pytest.mark.wheel}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=QUICK.get(name, pytest.mark.whole)) for name in sorted(KNOWN)]
 )

@@ -188,6 +188,7 @@ def chosen(count: int, chance: random.Random) -> list[Mutant]:
     return [*needed.values(), *others][: max(count, len(needed))]
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.slow
 def test_every_fault_is_found(

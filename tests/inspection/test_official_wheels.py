@@ -135,6 +135,7 @@ def test_other_releases(official: Official, cache: store.Store, tmp_path: Path) 
     check(official, inspection.inspect(downloaded(official, cache, tmp_path)))
 
 
+@pytest.mark.long
 def test_it_takes_less_memory_than_its_largest_module(last: subprocess.CompletedProcess[str]) -> None:
     """The wheel holds modules of 364 and 623 MB; under 1 GiB is asked for."""
     peak = int(last.stderr.splitlines()[-1])

@@ -241,7 +241,7 @@ def test_vllm_is_imported_without_any_simulation(run_python: Path, wheel: Path, 
     assert wheel.name.split("-")[1] in imported(run_python, tmp_path)
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
     made = make_small(dca, small_cache, tmp_path)
     (Path(made.run) / "inspection.json").unlink()

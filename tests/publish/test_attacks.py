@@ -314,6 +314,7 @@ def test_an_attack_on_a_bucket_is_found(site: Site, attack: Callable[[Site], Non
     assert wrong(verified(site))
 
 
+@pytest.mark.long
 def test_an_old_state_is_found_on_a_second_visit(site: Site, tmp_path: Path) -> None:
     memory = Memory(store.Store(tmp_path / "cache"))
     assert wrong(verified(site, memory)) == []
@@ -359,7 +360,7 @@ def test_another_index_of_the_same_key_is_not_this_one(site: Site, tmp_path: Pat
         place.server.server_close()
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_honest_indexes_are_copied_in_many_ways(site: Site) -> None:
     """Served without the tool's own folder, without records, or under another name than its own."""
     for hide in (layout.OWN, layout.RECORDS, layout.AS_IT_IS):
@@ -564,7 +565,7 @@ def test_a_command_without_the_key_leaves_no_statement_that_no_longer_fits(tmp_p
     assert any("was changed since the last signature" in one for one in publish.gc(index, [OURS]).statements)
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_no_other_host_is_asked_unless_it_is_named(site: Site) -> None:
     there, elsewhere = site.serve(), site.serve()
     host = elsewhere.url.removeprefix("http://")

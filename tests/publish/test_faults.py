@@ -124,6 +124,7 @@ def points(counts: list[int], number: int, chance: random.Random) -> list[tuple[
     return [*chance.sample(every, min(number, len(every))), *chance.choices(every, k=max(0, number - len(every)))]
 
 
+@pytest.mark.long
 def test_an_index_is_right_whenever_publishing_is_killed(
     scene: Scene, faulty: Faulty, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
@@ -137,7 +138,7 @@ def test_an_index_is_right_whenever_publishing_is_killed(
     print(f"{count} kills at {sum(scene.counts)} calls of {len(scene.counts)} commands")
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_an_index_is_right_whenever_its_first_publishing_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
@@ -211,6 +212,7 @@ def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[
     print(f"{found} of {found} found")
 
 
+@pytest.mark.long
 def test_publishers_at_once_lose_nothing(tmp_path: Path, python: Path, scale: Callable[[int], int]) -> None:
     """Processes publish to one index while wheels are installed from it."""
     whole = scale(32) == 32
@@ -304,7 +306,7 @@ def test_of_publishers_with_other_bytes_one_wins(tmp_path: Path) -> None:
     assert check(tmp_path / "index").fine
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_one_more_wheel_rewrites_nothing_of_the_others(
     tmp_path: Path, scale: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -600,6 +600,7 @@ worlds = st.builds(
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @given(requests, worlds)
 @settings(max_examples=examples(400), deadline=None)

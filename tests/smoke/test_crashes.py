@@ -65,6 +65,7 @@ def proven(
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path: Path) -> None:
     kernels = {name: library(tmp_path, name, body) for name, (body, _) in FAULTS.items()}
@@ -87,6 +88,7 @@ def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path:
     assert told == [(name, case) for name in ("segfault", "nothing") for case in ("oracle/known", "conversion/random")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_an_emulated_gpu_finds_fails_the_case_that_ran(build_python: Path, tmp_path: Path) -> None:
     finding = {"kind": "race", "kernel": "convert", "text": "two warps write one place", "block": [1, 0, 0], "warp": 2}
@@ -116,10 +118,10 @@ KNOWN_FAULT = {"kind": "known", "kernel": "one", "text": "it writes behind its e
             "_exit(8);",
             False,
             "one cannot be emulated. no PTX x (DCA-835)",
-            marks=pytest.mark.whole,
+            marks=pytest.mark.long,
         ),
         ([END | {"code": "DCA-837", "why": ""}], "_exit(8);", True, "cannot be emulated. no PTX (DCA-837)"),
-        pytest.param([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3", marks=pytest.mark.whole),
+        pytest.param([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3", marks=pytest.mark.long),
     ],
 )
 def test_a_case_that_the_emulated_gpu_cannot_run_is_told_from_one_that_fails(

@@ -126,7 +126,7 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch: pytest.Monke
         assert (error.value.code, "'sigstore>=" in error.value.remedy) == ("DCA-103", True)
 
 
-@pytest.mark.whole
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Path, tmp_path: Path) -> None:
     def run(*words: str | Path) -> tuple[int, str]:

@@ -101,7 +101,7 @@ def test_every_form_that_is_used_is_translated() -> None:
     assert not set(USED) - FORMS.keys()
 
 
-@pytest.mark.whole
+@pytest.mark.long
 @pytest.mark.slow
 def test_some_forms_that_are_used_compute_what_they_should(emulated: Store, chance: random.Random) -> None:
     # `make prove` tries all.
