@@ -12,13 +12,16 @@ import pytest
 from dca import inspection, publish
 from dca.catalogue import variants
 from dca.catalogue.variants import PLAIN, Variant, of_build
+from dca.cli.index import render as rendered
 from dca.cli.inspect import render
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.publish import layout
+from dca.publish.bucket import Bucket
 from dca.publish.check import check
 from dca.publish.folder import Folder
+from dca.publish.records import parse_record
 from dca.publish.verified import Folder as Here
 from dca.publish.verified import Served, verify_index
 from dca.trust import signing
@@ -26,6 +29,7 @@ from dca.trust.verify import Trusted
 from tests.publish.test_verified import KEY
 from tests.support.made_wheels import Details, make, put
 from tests.support.served import pip, served, uv
+from tests.support.uploads import instead_of_boto3
 
 VERSION = "0.10.2+dca3"
 PLAIN_VERSION = "0.10.2+dca3.cu124.lean.sm90"
@@ -197,6 +201,40 @@ def test_a_record_that_says_another_variant_than_the_wheel_is_found(copy: Path) 
     assert any("variant is not the one that the name" in problem for problem in found.problems)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"label": "cu124_sm90"', '"label": "../x"'),
+        ('"label": "cu124_sm90"', '"label": "null"'),
+        ('"90_real"', '"../../x"'),
+        ('"90_real"', '"90_real", "90_real"'),
+        ('"sm_arch"', '"<script>"'),
+        ('"nvidia"', '"NVIDIA"'),
+    ],
+)
+def test_a_record_with_a_hostile_variant_is_damaged(copy: Path, old: str, new: str) -> None:
+    (record,) = (copy / layout.RECORDS).glob("*cu124_sm90.whl.json")
+    text = record.read_text()
+    assert old in text
+    with pytest.raises(DcaError) as error:
+        parse_record(record.name.removesuffix(".json"), text.replace(old, new).encode())
+    assert error.value.code == "DCA-908"
+
+
+def test_a_bucket_serves_variants_with_their_own_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = instead_of_boto3(monkeypatch)
+    place, cache = Bucket("s3://wheels/a/"), store.Store(tmp_path / "no-cache")
+    publish.publish(wheels(tmp_path)[:2], place, cache, Silent(), publish.Additions(signers=OURS, variants=True))
+    content, more = objects.objects[f"a/variants/vllm/{FILE}"]
+    assert (set(json.loads(content)["variants"]), more["ContentType"]) == (
+        {"cu124_sm80", "cu124_sm90"},
+        "application/json",
+    )
+    assert objects.objects["a/variants/vllm/"][0] == objects.objects["a/variants/vllm/index.html"][0]
+    publish.remove([f"vllm=={VERSION}"], place, OURS)
+    assert not [key for key in objects.objects if key.startswith("a/variants/")]
+
+
 def test_removing_and_yanking_keep_the_other_variants(copy: Path) -> None:
     name = f"vllm-{VERSION}-py3-none-any-cu124_sm80.whl"
     publish.remove([name], Folder(copy), OURS)
@@ -210,6 +248,9 @@ def test_removing_and_yanking_keep_the_other_variants(copy: Path) -> None:
 
 def test_variants_are_published_if_they_are_asked_for(tmp_path: Path) -> None:
     wheel = wheels(tmp_path / "dist")[0]
+    shown = rendered(put(tmp_path / "other", wheel, make(tmp_path / "dist", PLAIN_VERSION), variants=True))
+    assert f"uv pip install --preview-features wheel-variants --index URL/variants/ vllm=={VERSION}" in shown
+    assert f"uv pip install --index URL/cu124/ vllm=={PLAIN_VERSION}" in shown
     with pytest.raises(DcaError, match="is a variant") as error:
         put(tmp_path / "index", wheel)
     assert (error.value.code, "--variants" in error.value.remedy) == ("DCA-201", True)
