@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import shutil
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from dca.binaries.elf_writer import shared_library
 from dca.catalogue import recipes, toolkits
 from dca.catalogue.plan import Cannot, Plan, Request
 from dca.catalogue.recipes import KERNELS, PLUGINS_GROUP, Loaded
+from dca.catalogue.variants import PLAIN
 from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -296,6 +298,27 @@ def test_it_is_rebuilt_from_its_provenance_with_the_same_bytes(small: Data, kept
     made = build(kept, tmp_path / "dist")
     files = evidence.collect(Path(made.wheel), made.sha256, kept)
     found = rebuild.rebuild(Path(made.wheel), made.sha256, files, kept, Silent())
+    assert found.status == "proven", found.says
+
+
+def test_as_a_variant_it_is_the_one_for_machines_without_another(
+    small: Data, kept: store.Store, tmp_path: Path
+) -> None:
+    request = Request(recipe=NAME, variants=True)
+    made = wheel.make(gather.make_plan(request, kept), kept, tmp_path / "dist", Silent())
+    path = Path(made.wheel)
+    assert path.name == f"{WHEEL.removesuffix('.whl')}-null.whl"
+    assert inspection.inspect(path).variant == PLAIN
+    assert smoke(Proof(wheel=path, level="static"), recipes.load_all(), kept, Silent()).passed
+    place = Folder(tmp_path / "index")
+    publish.publish([path], place, kept, Silent(), publish.Additions(variants=True))
+    assert check(place.root).fine
+    project = WHEEL.split("-")[0].replace("_", "-")
+    assert json.loads(place.read(f"variants/{project}/{WHEEL.split('-py3')[0]}-variants.json"))["variants"] == {
+        "null": {}
+    }
+    sha256 = store.sha256_file(path)
+    found = rebuild.rebuild(path, sha256, evidence.collect(path, sha256, kept), kept, Silent())
     assert found.status == "proven", found.says
 
 

@@ -15,6 +15,7 @@ import requests
 
 from dca import publish
 from dca.catalogue import machine
+from dca.catalogue.variants import of_build
 from dca.foundation import store
 from dca.foundation.events import Silent
 from dca.publish.folder import Folder
@@ -79,6 +80,8 @@ def index(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for wheel in ours:
         put(index, wheel, evidence=[wheels.lock], signers=[signing.KeySigner(KEY)])
     put(index, helper, signers=[signing.KeySigner(KEY)])
+    variant = make(helper.parent, "3.0+dca1", details=Details(variant=of_build("12.4", ["9.0"], [], "12.0")))
+    put(index, variant, signers=[signing.KeySigner(KEY)], variants=True)
     return index
 
 
@@ -102,7 +105,7 @@ def asked(url: str, **headers: str) -> requests.Response:
     return requests.get(url, headers=headers, timeout=30)
 
 
-@pytest.mark.parametrize("path", ["simple/", "simple/vllm/", "cu124/", "cu124/vllm/"])
+@pytest.mark.parametrize("path", ["simple/", "simple/vllm/", "cu124/", "cu124/vllm/", "variants/vllm/"])
 def test_a_page_has_the_type_that_is_asked_for_and_may_vary(web: str, index: Path, path: str) -> None:
     for client, headers in CLIENTS.items():
         answer = asked(web + path, **headers)
@@ -127,6 +130,8 @@ def test_what_never_changes_is_cached_and_the_rest_is_asked_for_again(web: str, 
         assert answer.headers["Cache-Control"] == ("public, max-age=31536000, immutable" if immutable else "no-cache")
         if path.endswith((".whl", ".metadata")):
             assert answer.headers["Content-Type"] == "application/octet-stream"
+        if path.endswith("-variants.json"):
+            assert answer.headers["Content-Type"] == "application/json"
     assert asked(web).headers["Content-Type"] == "text/html"
     assert asked(f"{web}simple/none/").status_code == 404
     before = {kind: asked(f"{web}simple/vllm/", Accept=kind) for kind in (JSON, "text/html")}
@@ -139,7 +144,7 @@ def test_what_never_changes_is_cached_and_the_rest_is_asked_for_again(web: str, 
 
 def test_it_is_verified_as_it_is_served(web: str) -> None:
     found = verify_index(Served(web), Trusted((KEY.public_key(),)), Silent())
-    assert (found.problems, [one.wrong for one in found.wheels]) == ((), [(), (), ()])
+    assert (found.problems, [one.wrong for one in found.wheels]) == ((), [(), (), (), ()])
 
 
 @dataclass(frozen=True)

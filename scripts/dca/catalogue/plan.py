@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from dca.catalogue.archs import version
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
+from dca.catalogue.variants import Variant
 from dca.foundation.documents import Document, Value, digest
 from dca.foundation.ignored import Ignored
 
@@ -31,6 +34,7 @@ class Request(Value):
         jobs: how many compilers run at once; None for as many as cores and memory allow.
         compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
         driver: the driver's version on the machine that the wheel is for; None for this machine's, if it has such GPUs.
+        variants: whether the wheel is to be a variant, which shares its version with others.
     """
 
     recipe: str | None = None
@@ -51,6 +55,7 @@ class Request(Value):
     jobs: int | None = None
     compiler_cache: CacheOption = "auto"
     driver: str | None = None
+    variants: bool = False
 
 
 class Asked(Document):
@@ -343,6 +348,7 @@ class Plan(Document):
         passed_over: recipes and toolkits that were not chosen, with the reasons.
         out_of_reach: places that a better plan would use; the next plan asks them again.
         ignored: the user's variables and configuration that no program of the build gets.
+        variant: which variant of its version the wheel is; None, and not written, for a plain wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.plan/1"
@@ -392,6 +398,7 @@ class Plan(Document):
     passed_over: tuple[PassedOver, ...]
     out_of_reach: tuple[OutOfReach, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+    variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
     @property
     def key(self) -> str:

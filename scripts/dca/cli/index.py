@@ -268,11 +268,12 @@ def _install(records: Sequence[Record], url: str) -> Iterator[str]:
         records: of listed wheels.
         url: where the index is served; empty if unknown.
     """
-    named: set[str] = set()
+    named: set[tuple[str, bool]] = set()
     for record in newest_first(record for record in records if record.yanked is None):
-        if record.project in named:
+        kind = record.project, record.variant is not None
+        if kind in named:
             continue
-        named.add(record.project)
+        named.add(kind)
         install = install_lines(record, url)
         packages = "with the packages of its lock" if install.has_lock else "after its dependencies (it has no lock)"
         yield f"  Install {install.pin} {packages}:"

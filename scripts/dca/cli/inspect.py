@@ -170,6 +170,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines += [
             f"  version       {inspected.version}",
             f"  tags          {', '.join(inspected.tags)}",
+            *([f"  variant       {inspected.variant.label}: {inspected.variant.text()}"] if inspected.variant else []),
             f"  Python        {inspected.requires_python or 'any'}",
             *([f"  plugin for    {inspected.engine}, as {', '.join(inspected.plugins)}"] if inspected.engine else []),
             f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",

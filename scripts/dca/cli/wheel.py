@@ -15,6 +15,7 @@ from dca.binaries.newer import OLDEST
 from dca.catalogue import kept_ptx
 from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
+from dca.catalogue.variants import PREVIEW
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
@@ -163,6 +164,9 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
     lines += [line for text in _newer(inspected) for line in wrapped("  Warning: ", text)]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
+    if plan.variant:
+        lines += wrapped("  ", f"variant {plan.variant.label}, for machines with {plan.variant.text()}")
+        lines.append("  `dca publish --variants` publishes it among the variants of its version.")
     if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
         lines.append(f"  Needs driver {choice.value}")
     lines += [f"  Warning: {warning}" for warning in plan.warnings]
@@ -174,7 +178,8 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         "  or in the active environment:",
         # Without --python, uv would take the tool's own environment in a checkout.
         f'    uv pip install --python "$VIRTUAL_ENV" -r {shlex.quote(_relative(result.lock))}',
-        f'    uv pip install --python "$VIRTUAL_ENV" --no-deps {shlex.quote(_relative(result.wheel))}',
+        f'    uv pip install --python "$VIRTUAL_ENV" {PREVIEW + " " if plan.variant else ""}--no-deps '
+        f"{shlex.quote(_relative(result.wheel))}",
         f"  Evidence: {result.run}",
         f"  Where the time went: dca report {Path(result.run).name}",
     ]

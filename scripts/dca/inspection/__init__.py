@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename
 
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.catalogue.recipes import PLUGINS_GROUP
+from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
-from dca.inspection import installed, metadata, schemas
+from dca.inspection import installed, metadata, schemas, variant
 from dca.inspection import record as lists
 from dca.inspection.compare import compare
 from dca.inspection.contents import Contents, File, in_wheel, on_disk
@@ -111,7 +112,7 @@ def _inspect(
     asked: tuple[str, ...] | None,
 ) -> Inspection:
     """Inspect an opened wheel; the arguments are those of `inspect`."""
-    name, version, _, tags = parse_wheel_filename(wheel.name)
+    name, version, _, tags, label = wheel_name(wheel.name)
     members = [member for member in archive.infolist() if not member.is_dir()]
     names = [member.filename for member in members]
     info = metadata.info_folder(archive.namelist())
@@ -139,6 +140,8 @@ def _inspect(
     problems += wheels.check_platform(tags, modules)
     problems += lists.check(listed, names, contents.seen)
     problems += _torch(modules, about, torch)
+    own_variant, wrong = variant.look(archive, info, label)
+    problems += [*wrong, *(variant.check(own_variant, record, modules) if own_variant else [])]
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
@@ -164,6 +167,7 @@ def _inspect(
         recorded=record,
         files=len(names),
         problems=_some(problems),
+        variant=own_variant,
         **_of_modules(contents, asked, torch),
     )
 

@@ -13,6 +13,9 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
     differences = list(inspection.problems)
     if inspection.version != plan.version:
         differences.append(f"the version is {inspection.version}, but {plan.version} was planned.")
+    if inspection.variant != plan.variant:
+        has, planned_as = (variant.label if variant else "none" for variant in (inspection.variant, plan.variant))
+        differences.append(f"its variant is {has}, but {planned_as} was planned, or for other machines.")
     planned_torch = f"torch=={plan.torch}" if plan.torch else ""
     if inspection.torch.replace(" ", "") != planned_torch:
         required = inspection.torch or "no torch"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 
+from dca.catalogue.variants import wheel_name
 from dca.foundation import zip_layout, zips
 from dca.foundation.printable import shown, unseen
 
@@ -198,7 +199,7 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     problems = [*_odd_lines(content, "WHEEL")]
     message = email.message_from_string(content.decode("utf-8", "replace"))
     tags = {str(tag).strip() for tag in message.get_all("Tag", [])}
-    in_name = {str(tag) for tag in parse_wheel_filename(name)[3]}
+    in_name = {str(tag) for tag in wheel_name(name).tags}
     if tags != in_name:
         told = shown(", ".join(sorted(tags))) or "no tag"
         problems.append(f"WHEEL says {told}, the file name says {', '.join(sorted(in_name))}.")

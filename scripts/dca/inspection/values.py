@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.variants import Variant
 from dca.compile.assembled import Assembled
 from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
@@ -226,6 +229,7 @@ class Inspection(Document):
         plugins: the plugins that vLLM loads of it, by name, each with its function as module:name.
         modules: its extension modules.
         files: number of its files.
+        variant: which variant of its version it is; None, and not written, for a plain wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/3"
@@ -261,6 +265,7 @@ class Inspection(Document):
     answer: Answer | None = None
     engine: str = ""
     plugins: dict[str, str] = {}
+    variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
     def module(self, path: str) -> InspectedModule | None:
         """The module with a path."""

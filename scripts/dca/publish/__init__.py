@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from dca.catalogue.variants import wheel_name
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -56,12 +57,14 @@ class Additions:
         signers: sign the evidence. Signatures by others are kept while they still match, and removed otherwise.
         links_to: URL of a folder that the wheels are downloaded from instead of the index; None keeps the current one.
         url: URL where the index is served, which the index stores; None keeps the current one.
+        variants: whether wheels may be variants.
     """
 
     evidence: Sequence[Path] = ()
     signers: Sequence[Signer] = ()
     links_to: str | None = None
     url: str | None = None
+    variants: bool = False
 
 
 NOTHING = Additions()
@@ -83,6 +86,8 @@ def publish(
         DcaError: DCA-204, 701, 901 and 907 for rejected wheels and evidence, DCA-902 for a name that another file has,
             DCA-904, 906 and 908 for an index that cannot be written.
     """
+    if not additions.variants:
+        admit.refuse_variants(wheels, "give --variants; they get an index of their own, variants/.")
     hashes = {path: store.sha256_file(path) for path in _files(wheels)}
     shared = admit.share_out([admit.read_evidence(path) for path in additions.evidence], hashes)
     published = {path: _published(path, sha256, place) for path, sha256 in hashes.items()}
@@ -103,6 +108,7 @@ def publish(
             was = before[candidate.record.file]
             merged = _merged(candidate.record, was, additions.links_to)
             after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
+        _check_variants(known, after)
         for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):
             reporter.progress(number, len(ready), record.file)
             _place(candidate, record, place, heal=before[record.file] is not None)
@@ -261,7 +267,7 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
         alike.add(wheel.name)
         for other in alike - {wheel.name}:
             try:
-                same = parse_wheel_filename(other) == parse_wheel_filename(wheel.name)
+                same = wheel_name(other) == wheel_name(wheel.name)
             except InvalidWheelFilename:
                 # `admit` reports it.
                 continue
@@ -272,6 +278,21 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
                     why="both names mean the same version, build and tags; pip cannot distinguish the files.",
                     remedy="publish one of them, or give the wheel another version.",
                 )
+
+
+def _check_variants(known: Known, after: dict[str, Record]) -> None:
+    """Reject variants that the file of their version cannot describe.
+
+    Raises:
+        DcaError: DCA-901.
+    """
+    if wrong := pages.conflicts(({record.file: record for record in known.records()} | after).values()):
+        raise DcaError(
+            "DCA-901",
+            "the wheels are not published: two variants of a version have one label.",
+            why="\n".join(wrong[:20]),
+            remedy="build one of them again, for the same GPU architectures and CUDA version as the other.",
+        )
 
 
 def _folded(name: str) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from packaging.utils import InvalidWheelFilename
 from packaging.version import Version
 from pydantic import ValidationError
 
 from dca import inspection
+from dca.catalogue import variants
 from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, metadata
@@ -160,7 +163,7 @@ def admit(
     else:
         inspected = inspection.inspect(wheel, asked=None)
         _refuse(wheel, inspected, sha256)
-        content = _metadata(wheel)
+        content = _own(wheel, "METADATA")
         record = record_of(inspected, store.sha256_bytes(content))
         texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
@@ -198,6 +201,22 @@ def admit(
     return Candidate(wheel, record, content, contents, published is None)
 
 
+def refuse_variants(wheels: Iterable[Path], remedy: str) -> None:
+    """Reject variant wheels.
+
+    Args:
+        wheels: the files.
+        remedy: what to do with them instead.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    for wheel in wheels:
+        with contextlib.suppress(InvalidWheelFilename):
+            if label := variants.wheel_name(wheel.name).label:
+                raise DcaError("DCA-201", f"{wheel.name} is a variant, {label}.", remedy=remedy)
+
+
 def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
     """The record entry of a piece of evidence, with its path."""
     sha256 = store.sha256_bytes(content)
@@ -213,6 +232,11 @@ def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
         DcaError: DCA-901.
     """
     problems = list(inspected.problems)
+    if inspected.variant and _own(wheel, variants.FILE) != variants.written([inspected.variant]):
+        problems.append(
+            f"its {variants.FILE} is of another draft, or asks another provider than that of "
+            f"{variants.NAMESPACE}: one file describes all variants of a version."
+        )
     if inspected.sha256 != sha256:
         problems.append("the file changed during the inspection.")
     local = _segments(inspected.version)
@@ -349,6 +373,7 @@ def _filled(inspected: Inspection, metadata_sha256: str) -> Record:
         archs=own.archs if own else tuple(sorted(archs, key=_number)),
         torch=inspected.torch.removeprefix("torch").removeprefix("=="),
         recipe=own.recipe if own else "",
+        variant=inspected.variant,
     )
 
 
@@ -368,6 +393,7 @@ def _cuda_in(local: list[str]) -> str:
     return ""
 
 
-def _metadata(wheel: Path) -> bytes:
+def _own(wheel: Path, name: str) -> bytes:
+    """A file of a wheel's .dist-info folder."""
     with zips.opened(wheel) as archive:
-        return metadata.read_own(archive, "METADATA")
+        return metadata.read_own(archive, name)

@@ -254,7 +254,7 @@ def _kind(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
     if name in ("", layout.HTML):
         return "text/html; charset=utf-8"
-    if layout.VIEW.fullmatch(path.split("/")[0]):
+    if layout.VIEW.fullmatch(path.split("/")[0]) and not layout.VARIANTS_FILE.fullmatch(name):
         return SIMPLE_JSON
     if name.endswith(".metadata"):
         return "text/plain; charset=utf-8"

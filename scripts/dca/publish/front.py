@@ -40,10 +40,11 @@ def page(listed: Sequence[Record], settings: Settings) -> bytes:
         listed: the records of the wheels to show.
         settings: of the index.
     """
-    views = Counter(record.view for record in listed if record.view)
+    views = Counter(record.view for record in listed if record.view and not record.variant)
     frame = _template(TEMPLATE).render(
         count=len(listed),
         views=[(view, f"{view[2:-1]}.{view[-1]}", count) for view, count in sorted(views.items())],
+        variants=sum(record.variant is not None for record in listed),
         projects=sorted({record.project for record in listed}),
         url=settings.url,
         unknown=UNKNOWN_URL,
@@ -65,6 +66,7 @@ def _article(record: Record, settings: Settings) -> str:
     place = {kind: number for number, kind in enumerate(FIRST)}
     python, platform = tags(record.tags)
     facts = (
+        ("variant", record.variant.label if record.variant else ""),
         ("CUDA", record.cuda),
         ("archs", ", ".join(f"sm_{arch.replace('.', '')}" for arch in record.archs)),
         ("torch", record.torch),

@@ -22,6 +22,7 @@ from dca.resolve.jobs import Jobs, choose_jobs, heaviest
 from dca.resolve.modules import choose_modules, machine_code
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
+from dca.resolve.variant import choose_variant
 
 __all__ = ["World", "resolve"]
 
@@ -139,7 +140,13 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     compiles = compiler.toolkit if any(module.origin == "compiled" for module in modules) else None
     cache = choose_cache(candidate, compiles.version, draft) if compiles else None
     version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
-    draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
+    if request.variants:
+        draft.choose("version", version, "base version and patch revision, which all variants share.")
+    else:
+        draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
+    variant = choose_variant(candidate, target, modules, compiler.line, needs, draft) if request.variants else None
+    if draft.reasons:
+        return draft.reasons
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python adds a reason otherwise
     return Plan(
@@ -177,6 +184,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         lock_digest=candidate.loaded.lock_digest,
         build_lock_digest=candidate.loaded.build_lock_digest,
         dirty=world.dirty,
+        variant=variant,
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
@@ -392,7 +400,11 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
-    local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
+    local = [f"dca{candidate.loaded.series_revision}"]
+    if request.variants:
+        # Installers compare versions first: what tells variants apart is in their labels.
+        return _local_version(candidate, local, followed)
+    local.append("cu" + cuda.replace(".", ""))
     if candidate.copies_all:
         local.append("prebuilt")
         # The modules have code for more archs than the plan is for.
@@ -406,11 +418,13 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         local += ["whole"] if request.prebuilt_whole and any(module.origin == "copied" for module in modules) else []
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
-    # Nor may one from other sources than the recipe's.
-    local += ["git" + commit[:8] for commit in followed]
-    if candidate.world.dirty:
-        local.append("dirty")
-    return f"{recipe.base_version}+{'.'.join(local)}"
+    return _local_version(candidate, local, followed)
+
+
+def _local_version(candidate: Candidate, local: list[str], followed: list[str]) -> str:
+    """The base version with a local version; one from other sources than the recipe's says so."""
+    parts = [*local, *("git" + commit[:8] for commit in followed), *(["dirty"] if candidate.world.dirty else [])]
+    return f"{candidate.recipe.base_version}+{'.'.join(parts)}"
 
 
 def _command(candidate: Candidate, target: Target) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dca.catalogue.model_needs import Coverage
 from dca.catalogue.plan import Plan, PlannedSource, Reason, Request
 from dca.catalogue.recipes import PLUGIN, FolderSource, Loaded
+from dca.catalogue.variants import PLAIN
 from dca.resolve.draft import Draft
 
 
@@ -67,6 +68,7 @@ def plan(request: Request, loaded: Loaded) -> Plan | list[Reason]:
         lock_digest=loaded.lock_digest,
         build_lock_digest=loaded.build_lock_digest,
         dirty=False,
+        variant=PLAIN if request.variants else None,
         choices=tuple(draft.choices),
         checks=(),
         warnings=(),

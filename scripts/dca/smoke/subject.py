@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name
 
 from dca.catalogue import machine, mirrors, recipes
 from dca.catalogue.recipes import KERNELS_PACKAGE, FolderSource, Recipe, SdistSource, SmokeFiles
+from dca.catalogue.variants import wheel_name
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -68,7 +69,7 @@ def candidates(wheel: Path, known: tuple[recipes.Loaded, ...]) -> tuple[Recipe, 
         DcaError: DCA-802 when there is none, DCA-701 when it is not the name of a wheel.
     """
     try:
-        name, version, _, _ = parse_wheel_filename(wheel.name)
+        name, version, *_ = wheel_name(wheel.name)
     except InvalidWheelFilename as error:
         raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="name a .whl file.") from None
     provable = [loaded.recipe for loaded in known if loaded.recipe.smoke or loaded.recipe.is_plugin]

@@ -61,6 +61,7 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             cuda=asked["cuda"],
             prebuilt=tuple(asked["prebuilt"]),
             prebuilt_whole=asked.get("prebuiltWhole", False),
+            variants=asked.get("variants", False),
             source=local.source,
             companions=local.companions,
             # What others compiled proves nothing.

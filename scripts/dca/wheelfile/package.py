@@ -15,6 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from dca import __version__
+from dca.catalogue import variants
 from dca.catalogue.machine import find_uv
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import KERNELS, PLUGIN, Recipe, not_source
@@ -55,7 +56,8 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
         modules = [Path(module.file) for module in build.modules]
         tag = f"{PYTHON_TAG}-{platform_tag(modules)}" if modules else PURE_TAG
         files |= _own_files(job, build, tag)
-        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}.whl"
+        label = f"-{plan.variant.label}" if plan.variant else ""
+        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}{label}.whl"
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
         with store.incoming(target) as part:
@@ -243,6 +245,8 @@ def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
     ).encode()
     files[f"{info}/dca.json"] = documents.canonical(record_of_contents(job.plan, job.tree, build))
     files[f"{info}/{sbom.FILE}"] = sbom.sbom(job, build)
+    if job.plan.variant:
+        files[f"{info}/{variants.FILE}"] = variants.written([job.plan.variant])
     return files
 
 

@@ -73,6 +73,7 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                     "cuda": plan.cuda_asked or plan.cuda,
                     "prebuilt": list(plan.prebuilt),
                     "prebuiltWhole": plan.prebuilt_whole,
+                    **({"variants": True} if plan.variant else {}),
                 },
                 "internalParameters": {
                     "plan": plan.key,
