@@ -357,7 +357,6 @@ def test_a_shell_may_speak_another_language_and_words_in_other_words_are_none_of
         "mkdir: cannot create directory '/opt/x': Read-only file system",
         "ssh: connect to host 10.0.0.1 port 22: Connection refused",
         "curl: (56) Recv failure: Connection reset by peer",
-        "npm ERR! code ENOSPC",
         "zsh: command not found: x",
         "/usr/bin/python3: No module named x",
         "gzip: stdin: not in gzip format",

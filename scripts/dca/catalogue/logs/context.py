@@ -132,7 +132,7 @@ class Context:
                 below += 1
         # What follows the last line end is no line.
         shown = tuple((at, text) for at, text in found if text.strip() or at == number)
-        return Around(shown, times.nearest(self.buffer, self.end))
+        return Around(shown, self.line.stamp or times.nearest(self.buffer, self.end))
 
     def joined(self) -> list[tuple[int, Line]]:
         """The lines of a message that its program has wrapped, each with its place in the joined text."""

@@ -46,7 +46,7 @@ _SOFT = re.compile(
             r": (?:Connection (?:refused|timed out|reset by peer)|No route to host|Network is unreachable)\.?$",
             r": (?:Input/output error|Resource temporarily unavailable)\.?$",
             # programs with words of their own
-            r"^curl: \(\d+\)|^npm (?:ERR!|error)|^dpkg: error|^wget: unable|^timeout: the monitored command dumped",
+            r"^curl: \(\d+\)|^dpkg: error|^wget: unable|^timeout: the monitored command dumped",
             r"^\S*python\S*: (?:can't open file|No module named) ",
             r"^(?:gzip|xz|unzip|tar): .{0,200}(?:not in gzip|not recognized|cannot|Cannot|failure)",
             r"\bAssertion .{1,300} failed|\bAssertion failed:|\b(?:Check|CHECK) failed|uncaught target signal",
@@ -76,7 +76,7 @@ ALARMS = (
     *(b"Permission den", b"not permitted", b"Read-only file", b"left on device", b"allocate memory", b"quota exceeded"),
     *(b"open files", b"Input/output e", b"Connection refused", b"Connection timed", b"reset by peer", b"route to host"),
     *(b"is unreachable", b"temporarily unav", b"command not found: "),
-    *(b"curl: (", b"npm ERR!", b"npm error", b"dpkg: error", b"wget: unable", b"can't open file", b"No module named "),
+    *(b"curl: (", b"dpkg: error", b"wget: unable", b"can't open file", b"No module named "),
     *(b"gzip: ", b"xz: ", b"unzip: ", b"tar: ", b"monitored command", b"ssertion ", b"heck failed", b"CHECK failed"),
     *(
         b"uncaught target",
