@@ -374,6 +374,19 @@ def test_a_failure_that_no_entry_knows_is_never_called_clean(line: str) -> None:
     assert not explanation.explained
 
 
+def test_an_exception_of_any_name_ends_a_traceback() -> None:
+    assert first(explain(f"{TRACE}vllm.exceptions.Odd: strange\n")) == (UNKNOWN, 4)
+    assert first(explain(f"{TRACE}Odd\n")) == (UNKNOWN, 4)
+
+
+def test_what_a_logger_writes_as_json_is_as_serious_as_it_says() -> None:
+    def of(level: str) -> str:
+        return json.dumps({"time": "2025-01-31T12:00:01.5Z", "level": level, "message": "no answer"}) + "\n"
+
+    assert first(explain(of("INFO") + of("error"))) == (UNKNOWN, 2)
+    assert explain(of("INFO") + of("WARNING")).found == ()
+
+
 def test_a_container_that_ended_by_itself_or_was_stopped_did_not_fail() -> None:
     for code in (0, 130, 143):
         assert explain(f"x-1  | Application shutdown complete.\nx-1 exited with code {code}\n").found == ()

@@ -25,6 +25,9 @@ _MESSAGES = ("log", "message", "MESSAGE", "msg", "textPayload")
 _TIMES = ("time", "timestamp", "__REALTIME_TIMESTAMP")
 """Keys under which they write when; journald in microseconds since 1970."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
+_LEVELS = ("level", "levelname", "severity")
+"""Keys under which loggers and cloud providers write how serious a line is."""
+_SERIOUS = ("WARNING", "ERROR", "CRITICAL", "FATAL")
 _MICROSECONDS = 16
 """Digits of a time in microseconds, until the year 2286."""
 _CONTROL = bytes({*range(32), 127} - {*b"\t\n\r\f\b\x07\x1b"})
@@ -193,8 +196,13 @@ def _message(line: bytes) -> bytes | None:
     if text is None:
         return None
     when = next((_time(str(read[key])) for key in _TIMES if key in read), "")
-    # As `docker logs --timestamps` prints it.
-    return f"{when}{text}".rstrip("\r\n").replace("\n", "\r").encode("utf-8", "replace")
+    level = next((str(read[key]).upper() for key in _LEVELS if key in read), "")
+    # As `docker logs --timestamps`, and Python's logging, print it.
+    return (
+        f"{when}{level + ' ' if level in _SERIOUS else ''}{text}".rstrip("\r\n")
+        .replace("\n", "\r")
+        .encode("utf-8", "replace")
+    )
 
 
 def _time(text: str) -> str:

@@ -91,6 +91,12 @@ ALARMS = (
 """Every line that one of the patterns matches contains one of these."""
 
 
+def alarms(line: Line) -> bool:
+    """Whether a line is found by its words; the name of an exception may have none of them."""
+    raw = line.text.encode("utf-8", "replace") + b"\n"
+    return any(word in raw for word in ALARMS)
+
+
 def aborted(line: Line) -> bool:
     """Whether a line only says that a program ended itself; what it printed before says why."""
     return bool(_ABORTED.search(line.body))

@@ -18,7 +18,7 @@ from dca.catalogue import failures
 from dca.catalogue.failures import NUMBER, Catalogue, Failure
 from dca.catalogue.logs import lines
 from dca.catalogue.logs.context import NOTHING, Around, Context
-from dca.catalogue.logs.grades import ALARMS, RAISED, Grade, grade_of
+from dca.catalogue.logs.grades import ALARMS, RAISED, Grade, alarms, grade_of
 from dca.catalogue.logs.lines import ERROR, INFO, NONE, WARNING, Line, Translations
 
 Role = Literal[
@@ -573,7 +573,7 @@ class Scan:
             ended = context.traceback()
             if ended is None:
                 self._keep(self.errors, line.process, Event(line, "error", around=context.around))
-            elif grade_of(ended) is None and RAISED.match(ended.body):
+            elif RAISED.match(ended.body) and (grade_of(ended) is None or not alarms(ended)):
                 self._keep(self.errors, line.process, Event(ended, "error", grade="exception", traced=True))
             return
         if (grade := grade_of(line)) is not None:
