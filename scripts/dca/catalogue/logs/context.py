@@ -105,7 +105,7 @@ class Context:
         first = max(0, self.start - _REACH)
         # Most of them are in none of these lines.
         some = [word for word in words if self.buffer.find(word.encode(), first, self.start) >= 0]
-        for number, text in enumerate(islice(self._above(), within) if some else (), 1):
+        for number, text in enumerate(islice(self._above(), within if some else 0), 1):
             if any(word in text for word in some):
                 process = self._process(number, text)
                 if process == self.line.process or not process or not self.line.process:
@@ -164,7 +164,8 @@ class Context:
     @cached_property
     def traced(self) -> bool:
         """Whether the line above belongs to a traceback of the same process."""
-        framed, above = False, None
+        framed = False
+        above: str | None = None
         for number, text in enumerate(islice(self._above(), _FRAMED), 1):
             framed = framed or 'File "' in text
             if above is None and self._process(number, text) == self.line.process:
