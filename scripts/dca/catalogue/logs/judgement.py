@@ -8,8 +8,10 @@ from typing import Literal
 
 from dca.catalogue.failures import UNKNOWN, Failure, Known
 from dca.catalogue.failures import Line as Numbered
+from dca.catalogue.logs import times
+from dca.catalogue.logs.grades import aborted, grade_of
 from dca.catalogue.logs.lines import PLAIN, WARNING, shown
-from dca.catalogue.logs.search import Event, Kept, Scan, grade_of
+from dca.catalogue.logs.search import Event, Kept, Scan
 
 Outcome = Literal["failed", "well", "unclear", "unreadable"]
 
@@ -87,9 +89,11 @@ class Judge:
     readable: bool = True
     _errors: list[Event] = field(default_factory=list)
     _consequences: list[Event] = field(default_factory=list)
+    _timed: bool = False
 
     def verdict(self) -> Verdict:
         """What is true of the log."""
+        self._timed = self._has_times()
         for kept in self.scan.errors.values():
             for event in kept.events:
                 # Any words occur by chance in what is no text.
@@ -119,12 +123,28 @@ class Judge:
             ended,
         )
 
+    # --- what happened first ---------------------------------------------------------------------------------
+
+    def _has_times(self) -> bool:
+        """Whether the log is one of several containers or jobs, which says of each failure when it was written.
+
+        Such a log often has one container or job after the other, though they ran at the same time.
+        """
+        kept = (*self.scan.failures.values(), *self.scan.errors.values())
+        written = [event.line for some in kept for event in some.events]
+        return len({line.group for line in written}) > 1 and all(line.stamp for line in written)
+
+    def _when(self, event: Event) -> tuple[float, int]:
+        """What failures are ordered by: the time where it is known, then the line."""
+        seconds = times.seconds(event.line.stamp, 0) if self._timed else None
+        return seconds or 0.0, event.line.number
+
     # --- what the program overcame ---------------------------------------------------------------------------
 
     def _went_on(self, event: Event) -> str | None:
         """How the log shows that the program went on after a failure; None if it does not."""
         line = event.line
-        for (role, owner), mark in self.scan.marks.items():
+        for (role, owner, _), mark in self.scan.marks.items():
             if role in ("done", "up") and mark.line.number >= line.number and _together(mark, event):
                 return f"the run went on: line {mark.line.number:,} says “{shown(mark.line.body.strip())[:60]}”"
             if (
@@ -171,7 +191,7 @@ class Judge:
 
     def _ended(self) -> Numbered | None:
         """The last line that says that the run ended well, or that a server serves."""
-        marks = [mark for (role, _), mark in self.scan.marks.items() if role in ("done", "up")]
+        marks = [mark for (role, _, _), mark in self.scan.marks.items() if role in ("done", "up")]
         last = max(marks, key=lambda mark: mark.line.number, default=None)
         return Numbered(line=last.line.number, text=shown(last.line.text)) if last else None
 
@@ -202,7 +222,7 @@ class Judge:
             if one.serious == PLAIN and one.event.line.process not in serious and self._ended_after(one.event):
                 one.serious = SERIOUS
         for some in (causes, consequences, warnings):
-            some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, one.line))
+            some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, self._when(one.event)))
         return causes, consequences, warnings, overcome
 
     def _ended_after(self, event: Event) -> bool:
@@ -213,7 +233,7 @@ class Judge:
 
     def _fitting(self) -> dict[str, list[Event]]:
         """Occurrences whose entries hold for the log's tools and versions; of several in a line, the most special."""
-        marks = {owner: mark for (role, owner), mark in self.scan.marks.items() if role == "later"}
+        marks = {owner: mark for (role, owner, _), mark in self.scan.marks.items() if role == "later"}
         special: dict[int, tuple[int, int]] = {}
         fitting: dict[str, list[tuple[tuple[int, int], Event]]] = {}
         for name, kept in self.scan.failures.items():
@@ -240,7 +260,7 @@ class Judge:
     def _candidate(self, name: str, alive: list[Event]) -> _Candidate:
         """The occurrence to report: the first that says it is an error; of an exception, the last of its process."""
         serious = [event for event in alive if _seriousness(event) == SERIOUS]
-        event = (serious or alive)[0]
+        event = min(serious or alive, key=self._when)
         if serious and grade_of(event.line) == "exception":
             event = next(
                 other
@@ -265,13 +285,14 @@ class Judge:
         """The root of the failure of the process that failed first, among lines that no entry knows."""
         roots = [root for process in {event.line.process for event in self._errors} if (root := self._root(process))]
         certain = [root for root in roots if root.grade != "soft"]
-        return min(certain or roots, key=lambda event: event.line.number, default=None)
+        return min(certain or roots, key=self._when, default=None)
 
     def _root(self, process: str) -> Event | None:
         """The line that a process failed with: its first hard error, or else its last exception."""
         mine = [event for event in self._errors if event.line.process == process]
-        if hard := [event for event in mine if event.grade == "hard"]:
-            return hard[0]
+        if hard := next((event for event in mine if event.grade == "hard"), None):
+            said = [event for event in mine if 0 < hard.line.number - event.line.number <= NEAR]
+            return said[0] if said and aborted(hard.line) else hard
         exceptions = [event for event in mine if event.grade == "exception"]
         if not exceptions:
             return mine[0] if mine else None
@@ -303,16 +324,21 @@ class Judge:
             found.insert(0, self._unknown_as(unknown))
         return found
 
-    @staticmethod
-    def _before(unknown: Event, first: _Candidate) -> bool:
+    def _before(self, unknown: Event, first: _Candidate) -> bool:
         """Whether an unknown failure is the cause rather than the first known one."""
         if first.event.role == "code":
             return False
         line = unknown.line
-        if line.number < first.line and unknown.grade == "exception" and unknown.traced:
+        if self._when(unknown) < self._when(first.event) and unknown.grade == "exception" and unknown.traced:
             other = line.process != first.event.line.process
             if other and line.process and first.serious == SERIOUS:
                 return True
+        if (
+            unknown.grade == "hard"
+            and line.number < first.line - NEAR
+            and self._when(unknown) < self._when(first.event)
+        ):
+            return True
         strong = unknown.grade == "hard" or unknown.traced
         return strong and first.serious < SERIOUS and not line.number - NEAR <= first.line
 
@@ -332,7 +358,7 @@ class Judge:
         reason = "it follows from what is above" if ranked else "a consequence; its cause is not in this log"
         found = [self._report(one, reason) for one in consequences]
         if not ranked and not found and self._consequences:
-            found = [self._unknown_as(min(self._consequences, key=lambda event: event.line.number))]
+            found = [self._unknown_as(min(self._consequences, key=self._when))]
         return found
 
     def _report(self, one: _Candidate, reason: str) -> Known:

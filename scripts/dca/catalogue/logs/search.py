@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import Literal
 
 from ahocorasick_rs import BytesAhoCorasick, Implementation
@@ -18,6 +18,7 @@ from dca.catalogue import failures
 from dca.catalogue.failures import NUMBER, Catalogue, Failure
 from dca.catalogue.logs import lines
 from dca.catalogue.logs.context import NOTHING, Around, Context
+from dca.catalogue.logs.grades import ALARMS, RAISED, Grade, alarms, grade_of
 from dca.catalogue.logs.lines import ERROR, INFO, NONE, WARNING, Line, Translations
 
 Role = Literal[
@@ -38,7 +39,6 @@ Role = Literal[
     "join",
     "translation",
 ]
-Grade = Literal["exception", "hard", "soft"]
 
 CONTEXT = 1 << 15
 """Bytes kept before and after a line, for what must stand near it."""
@@ -47,7 +47,7 @@ AROUND = 2000
 LONG = 8000
 """Bytes from which a line is read in parts."""
 _KEYS = 1000
-"""Most processes to tell apart."""
+"""Most processes, containers and steps to tell apart."""
 _CLOSELY = 500
 """Events of a process, or of a failure, after which it is no longer looked up whether it went on."""
 KEPT = 40
@@ -65,32 +65,6 @@ _DROPPED = 20_000
 TAIL = 1 << 18
 """Bytes of that end."""
 CODE = re.compile(r"DCA-[0-9]{3}")
-_EXCEPTION = re.compile(
-    r"^\s*(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|NotFound|Timeout|Iteration|Fault|Unsatisfiable)\b"
-    r"(?:\(.{0,80}\))?(?:: |:?\s*$)|^\s*(?:[a-z_]\w*\.)+[A-Z]\w+: "
-)
-_RAISED = re.compile(r"^\s*[\w.]+(?:: .*)?$")
-"""An exception of any name, where a traceback ends."""
-_HARD = re.compile(
-    r"\bfatal error\s*:|^(?:nvcc|ptxas|cicc|nvlink|cudafe\+\+|clang|clang\+\+|ld\.lld)\b.{0,200}\b(?:fatal|error)\s*:"
-    r"|[:(]\d+\)?(?::\d+)?\s?: (?:catastrophic )?error\b.{0,40}:|\bundefined reference to\b|\bcannot find -l"
-    r"|^CMake Error\b|^Killed$|\bKilled\b\s+\S|^(?:Segmentation fault|Aborted|Bus error|Illegal instruction)\b"
-    r"|\b(?:Segmentation fault|Bus error|Illegal instruction) \(core dumped\)|^terminate called|^Fatal Python error:"
-    r"|\bpanicked at\b|^\s*cc1plus: error"
-)
-_SOFT = re.compile(
-    r"(?:^|[\s:(])(?:fatal|[Ee]rror|panic)(?: [A-Z]*\d+)?\s*:(?!:)|(?:^|\s)ERROR\b|^FAILED[: ]"
-    r"|(?:^|[\s:(])(?:\w+\.)*\w+(?:Error|Exception)\s*:(?!:)|^\s*(?:Failed|failed|FATAL):"
-    r"|: (?:command )?not found$|: No such file or directory$|^\s*E: |^\s*\u00d7"
-)
-# Every line that one of the three patterns matches contains one of these.
-_ALARMS = (
-    *(b"rror:", b"rror :", b"rror (", b"rror #", b"rror  ", b"rror\n", b"rror\r", b"atal:", b"atal  "),
-    *(b"xception:", b"xception\n", b"xception\r", b"ERROR", b"FAILED", b"FATAL", b"Failed:"),
-    *(b"Traceback (", b"KeyboardInterrupt", b"E: "),
-    *(b"Killed", b"Aborted", b"Segmentation f", b"Bus error", b"Illegal ins", b"panicked at", b"terminate called"),
-    *(b"undefined ref", b"find -l", b" not found", b"No such file", "\u00d7".encode(), b"] [Rank "),
-)
 _LINKS: tuple[tuple[Role, bytes], ...] = (
     ("caused", b"above exception was the direct cause"),
     ("handling", b"another exception occurred"),
@@ -220,7 +194,7 @@ def texts(catalogue: Catalogue) -> tuple[Text, ...]:
     found += [text("tool", tool, words) for tool, some in marks.tools.items() for words in some]
     found += [text("version", name, words) for name, some in marks.versions.items() for words in some]
     literal: tuple[tuple[Role, Iterable[bytes]], ...] = (
-        ("alarm", _ALARMS),
+        ("alarm", ALARMS),
         ("code", (b"DCA-",)),
         ("join", _JOINED),
         ("translation", (words.encode() for words in marks.translations)),
@@ -359,7 +333,7 @@ class Scan:
         lines: how many lines were read.
         failures: occurrences of known failures, by id.
         errors: lines that look like an error, by process.
-        marks: last occurrence of each other text.
+        marks: last occurrence of each other text, by role, owner and, for what ended well, container or step.
         first: first occurrence of each mark that a server is up.
         serving: first line that says that a request was answered.
         served: last one.
@@ -371,7 +345,7 @@ class Scan:
     lines: int = 0
     failures: dict[str, Kept] = field(default_factory=dict)
     errors: dict[str, Kept] = field(default_factory=dict)
-    marks: dict[tuple[str, str], Event] = field(default_factory=dict)
+    marks: dict[tuple[str, str, str], Event] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
     serving: int = 0
     served: int = 0
@@ -480,7 +454,7 @@ class Scan:
         line = lines.parse(self.lines + 1, raw.decode("utf-8", "replace"), self._translations)
         last, level, group = self._block
         if line.number <= last and line.group == group:
-            line = Line(line.number, line.group, line.process, level, line.body, line.text)
+            line = replace(line, level=level)
         context = Context(self._buffer, start, end, line, self._translations)
         if every:
             joined = context.joined()
@@ -521,7 +495,7 @@ class Scan:
                 by_line.setdefault(index, []).append((text, match))
         for index, hits in by_line.items():
             line = joined[index][1]
-            line = Line(line.number, line.group, line.process, level, line.body, line.text)
+            line = replace(line, level=level)
             self._found(finder, hits, set(), line, context)
 
     def _found(
@@ -553,7 +527,8 @@ class Scan:
             elif text.role in ("consequence", "death"):
                 self._keep(self.errors, line.process, Event(line, text.role, text.owner, around=context.around))
             else:
-                self.marks[text.role, text.owner] = event
+                apart = text.role in ("done", "up") and len(self.marks) < _KEYS
+                self.marks[text.role, text.owner, line.group if apart else ""] = event
                 if text.role == "up":
                     self.first.setdefault(text.owner, line.number)
 
@@ -569,8 +544,8 @@ class Scan:
             return
         conditions = near + bool(failure.number) + bool(failure.followed_by)
         special = conditions, sum(map(len, text.literal))
-        traced = grade_of(line) == "exception" and context.traced()
-        onward = self._few(self.failures, failure.id) and context.goes_on()
+        traced = grade_of(line) == "exception" and context.traced
+        onward = self._few(self.failures, failure.id) and context.goes_on
         event = Event(
             line, "failure", failure.id, failure, number, special, traced=traced, onward=onward, around=context.around
         )
@@ -595,13 +570,16 @@ class Scan:
         if roles & {"harmless", "progress", "consequence", "death"} or line.level in (INFO, WARNING, lines.DEBUG):
             return
         if b"Traceback (" in raw:
-            if (ended := context.traceback()) and grade_of(ended) is None and _RAISED.match(ended.body):
+            ended = context.traceback()
+            if ended is None:
+                self._keep(self.errors, line.process, Event(line, "error", around=context.around))
+            elif RAISED.match(ended.body) and (grade_of(ended) is None or not alarms(ended)):
                 self._keep(self.errors, line.process, Event(ended, "error", grade="exception", traced=True))
             return
         if (grade := grade_of(line)) is not None:
             link = self._links.pop(line.process, "") if grade == "exception" else ""
-            traced = grade == "exception" and context.traced()
-            onward = self._few(self.errors, line.process) and context.goes_on()
+            traced = grade == "exception" and context.traced
+            onward = self._few(self.errors, line.process) and context.goes_on
             event = Event(line, "error", grade=grade, link=link, traced=traced, onward=onward, around=context.around)
             self._keep(self.errors, line.process, event)
 
@@ -609,20 +587,6 @@ class Scan:
     def _few(where: dict[str, Kept], key: str) -> bool:
         """Whether an event is still looked at closely."""
         return key not in where or where[key].count < _CLOSELY
-
-
-def grade_of(line: Line) -> Grade | None:
-    """What kind of error a line looks like; None if it looks like none."""
-    return _grade(line.body, line.level == ERROR)
-
-
-@lru_cache(maxsize=16)
-def _grade(body: str, error: bool) -> Grade | None:
-    if _EXCEPTION.match(body):
-        return "exception"
-    if _HARD.search(body):
-        return "hard"
-    return "soft" if error or _SOFT.search(body) else None
 
 
 def _bounds(buffer: bytes, place: int) -> tuple[int, int]:
