@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,7 +175,7 @@ def test_an_index_with_variants_is_verified_as_a_folder_and_served(index: Path) 
 
 
 @pytest.fixture
-def copy(index: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(index: Path, tmp_path: Path) -> Path:
     shutil.copytree(index, tmp_path / "index")
     return tmp_path / "index"
 
