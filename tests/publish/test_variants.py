@@ -105,7 +105,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, python: Path, tmp_path: Path) -> Ma
     return Machine(monkeypatch, python, tmp_path / "target")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("as_json", [False, True], ids=["html", "json"])
 def test_uv_takes_the_variant_for_the_machine(index: Path, machine: Machine, as_json: bool) -> None:
     with served(index, as_json=as_json) as web:
@@ -114,7 +114,7 @@ def test_uv_takes_the_variant_for_the_machine(index: Path, machine: Machine, as_
         assert web.errors() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nine_machines_get_the_right_variant_and_three_get_none(index: Path, machine: Machine) -> None:
     with served(index) as web:
         url = f"{web.url}variants/"
@@ -125,7 +125,7 @@ def test_nine_machines_get_the_right_variant_and_three_get_none(index: Path, mac
         assert machine.takes(f"{web.url}simple/", "9.0", "12.4") == "plain"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pip_takes_the_plain_wheel_and_says_that_there_is_none_among_variants(
     index: Path, python: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +137,7 @@ def test_pip_takes_the_plain_wheel_and_says_that_there_is_none_among_variants(
         assert web.bodies() == [f"vllm-{PLAIN_VERSION}-py3-none-any.whl"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_null_variant_is_for_machines_without_another(machine: Machine, tmp_path: Path) -> None:
     files = [*wheels(tmp_path / "dist")[:2], variant_wheel(tmp_path / "dist", PLAIN, None)]
     put(tmp_path / "index", *files, variants=True)
