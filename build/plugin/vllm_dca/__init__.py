@@ -69,7 +69,7 @@ def _check(vllm_config: Any, version: str) -> None:
     """
     from vllm.platforms import current_platform
 
-    from . import refusals, settings
+    from . import refusals, settings, sparse
 
     config = settings.dual_chunk(vllm_config)
     if config is None:
@@ -80,7 +80,9 @@ def _check(vllm_config: Any, version: str) -> None:
     refusals.reject(
         [why]
         if (why := refusals.unproven(version))
-        else refusals.reasons(refusals.facts(vllm_config, config, version, on_cpu))
+        else refusals.reasons(
+            refusals.facts(vllm_config, config, version, on_cpu, sparse.has_kernel(load=not on_cpu))
+        )
     )
     if not on_cpu:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -88,9 +90,10 @@ def _check(vllm_config: Any, version: str) -> None:
         vllm_config.attention_config.backend = AttentionBackendEnum[refusals.BACKEND]
     chosen = settings.read(config)
     _logger.info(
-        "Dual chunk attention: chunks of %d tokens, length factor %s.",
+        "Dual chunk attention: chunks of %d tokens, length factor %s, prompts past %s tokens sparse.",
         chosen.chunking.stride,
         f"of the {'whole prompt' if chosen.whole_prompt else 'token'} past {chosen.original}"
         if chosen.original
         else "off",
+        "no number of" if chosen.threshold is None else chosen.threshold,
     )

@@ -1,0 +1,174 @@
+"""Sparse attention of drawn steps against the oracle, with stand-ins of the two kernels; runs without vLLM."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import pytest
+import torch
+from drawn import BASE, SCALE, Drawn, Request, Tensors, _fill, installed, make
+from stand_ins import OracleKernels
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dca.in_wheel_env import oracle
+from vllm_dca import attention, selection, sparse
+from vllm_dca.chunking import Chunking
+from vllm_dca.rotary import Rotation
+
+SEED = os.environ.get("DCA_TEST_SEED", "0")
+COUNT = int(os.environ.get("DCA_DRAWN_STEPS", "20"))
+CLOSE = 2e-5
+SIZE, LOCAL, BLOCK, THRESHOLD = 208, 64, 16, 150
+STRIDE = SIZE - LOCAL
+# Of each of four heads; 30 stands for 130, which the plugin's settings say.
+SIZES = ((30, 104), (35, 110), (60, 120), (40, 101))
+RAISED = ((130, 104), *SIZES[1:])
+
+
+def draw(chance: random.Random) -> Drawn:
+    """Requests of up to six chunks: dense and sparse ones, pieces, whole prompts and decodes."""
+    requests = []
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        length = max(1, STRIDE * chance.randrange(6) + chance.choice((-1, 0, 1, chance.randrange(STRIDE))))
+        kind = chance.choice(("decode", "piece", "piece", "whole", "padding"))
+        queries = {"decode": 1, "piece": chance.randint(1, length), "whole": length, "padding": 0}[kind]
+        # A decode is past its prompt.
+        prompt = max(1, length - 1) if kind == "decode" else length + chance.choice((0, 0, 500))
+        requests.append(Request(length, queries, prompt))
+    original = chance.choice((0, 100))
+    whole = chance.random() < 0.3
+    return Drawn(SIZE, LOCAL, BLOCK, chance.choice((1, 2)), 0, 16, original, whole, tuple(requests), chance.randrange(2**31))
+
+
+def is_sparse(request: Request) -> bool:
+    return request.prompt > THRESHOLD and request.length - request.queries < request.prompt
+
+
+def reference(drawn: Drawn, tensors: list[Tensors]) -> Tensor:
+    """What the step's queries must get, in float64."""
+    dual = oracle.DualChunk(oracle.Chunking(SIZE, LOCAL), BASE, SCALE)
+    results = []
+    for request, each in zip(drawn.requests, tensors, strict=True):
+        if not request.queries:
+            continue
+        lengths = torch.arange(request.length - request.queries, request.length) + 1
+        if drawn.whole_prompt:
+            lengths = lengths.clamp(min=request.prompt)
+        squares = [oracle.length_factor(int(length), drawn.original) ** 2 for length in lengths]
+        q = each.q * torch.tensor(squares, dtype=torch.float64)[:, None, None]
+        if is_sparse(request):
+            results.append(oracle.sparse_prefill(q, each.k, each.v, dual, list(SIZES))[0].out)
+        else:
+            results.append(oracle.plain_attention(q, each.k, each.v, dual).out)
+    return torch.cat(results) if results else torch.empty(0)
+
+
+def compute(drawn: Drawn, tensors: list[Tensors], kernels: Any = None) -> Tensor:
+    """What the plugin computes."""
+    chunking, rotation = Chunking(SIZE, LOCAL), Rotation(drawn.dim, BASE)
+    table = rotation.table(SIZE + 1)
+    blocks, cache = _fill(drawn, tensors, installed(), table)
+    starts = np.cumsum([0, *(request.queries for request in drawn.requests)])
+    lengths, prompts = (np.array([getattr(r, name) for r in drawn.requests]) for name in ("length", "prompt"))
+    layout = attention.Layout(chunking, BLOCK, drawn.original, drawn.whole_prompt, THRESHOLD)
+    step = layout.plan(attention.Batch(starts, lengths, prompts, blocks))
+    queries = torch.cat([each.q for each in tensors]).float()
+    output = torch.full_like(queries, torch.nan)
+    one = sparse.SparseAttention(chunking, rotation, SCALE, RAISED, kernels or OracleKernels(SCALE), 1000)
+    dual = attention.DualChunk(chunking, rotation, attention.TorchAttention(SCALE), one)
+    dual.attend(queries, cache, step, table, output)
+    return output
+
+
+def four_heads(drawn: Drawn) -> Drawn:
+    return replace(drawn, groups=4 // drawn.kv_heads)
+
+
+@pytest.mark.parametrize("most", [0, 2**30], ids=["one-key-head-at-a-time", "all-together"])
+def test_drawn_steps_are_right(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "MOST", most)
+    # Keys are scored in several blocks.
+    monkeypatch.setattr(selection, "SCORED", 100)
+    chance, seen = random.Random(SEED), set()
+    for _ in range(COUNT):
+        drawn = four_heads(draw(chance))
+        tensors = make(drawn)
+        wanted = reference(drawn, tensors)
+        if len(wanted):
+            wrong = float((compute(drawn, tensors).double() - wanted).abs().max())
+            assert wrong < CLOSE, (wrong, drawn)
+        seen |= {(is_sparse(request), (request.length - 1) // STRIDE) for request in drawn.requests if request.queries}
+    assert COUNT < 20 or len(seen) > 8
+
+
+def test_the_lines_do_not_cover_everything() -> None:
+    drawn = Drawn(SIZE, LOCAL, BLOCK, 2, 2, 16, 0, False, (Request(850, 850, 850),), seed=3)
+    tensors = make(drawn)
+    dual = oracle.DualChunk(oracle.Chunking(SIZE, LOCAL), BASE, SCALE)
+    dense = oracle.plain_attention(tensors[0].q, tensors[0].k, tensors[0].v, dual).out
+    wanted = reference(drawn, tensors)
+    assert float((wanted - dense).abs().max()) > 1e-2
+    assert float((compute(drawn, tensors).double() - wanted).abs().max()) < CLOSE
+
+
+@pytest.mark.parametrize(("end", "span"), [(850, 130), (850, 3), (145, 1), (288, 144), (700, 124), (40, 40), (3, 3)])
+def test_lines_are_those_of_the_oracle(end: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SCORED", 70)
+    chance = torch.Generator().manual_seed(end)
+    own = (end - 1) // STRIDE * STRIDE
+    previous = own - STRIDE
+    intra, successive, inter = (torch.randn(span, 4, 16, generator=chance) for _ in range(3))
+    keys = torch.randn(end, 2, 16, generator=chance)
+    theirs = oracle.select_vertical_slash(
+        oracle.RotatedQueries(intra, successive, inter), keys, STRIDE, [(min(v, end), min(s, end)) for v, s in SIZES], 0.7
+    )
+    last = slice(-min(span, 64), None)
+    voting = [(selection.Stage(own, end, causal=True), intra[last])]
+    if previous >= 0:
+        voting.append((selection.Stage(previous, own, causal=False), successive[last]))
+    if previous > 0:
+        voting.append((selection.Stage(0, previous, causal=False), inter[last]))
+    chosen = selection.choose(voting, keys, 0.7, torch.tensor(RAISED).T)
+    names = ("intra", "successive", "inter")
+    for name, (stage, _) in zip(names, voting, strict=False):
+        lines = selection.lines_of(stage, chosen, span)
+        for head, one in enumerate(theirs):
+            wanted = getattr(one, name)
+            assert lines.vertical[head, : int(lines.verticals[head])].tolist() == wanted.vertical.tolist()
+            assert lines.slash[head, : int(lines.slashes[head])].tolist() == wanted.slash.tolist()
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.known:
+                    self.known.add(key)
+                    self.now += storage.nbytes()
+                    finalize(storage, self._gone, key, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return found
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
