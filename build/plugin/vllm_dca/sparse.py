@@ -115,14 +115,15 @@ def transients(of: Heads, sizes: tuple[int, int], queries: int, keys: int) -> Tr
         queries: of a span at most.
         keys: up to the span's end.
     """
-    voting = selection.VOTERS * (min(selection.SCORED, keys) + selection.VOTERS)
-    rows, each = -(-queries // ROW), of.heads * of.dim
+    scored, each = min(selection.SCORED, keys), of.heads * of.dim
     return Transients(
         gathered=2 * keys * of.kv_heads * of.dim * of.number,
-        # Weights, their reverse and the padded one; scores, sorted scores and places with what sorting them takes.
-        scores=of.heads * (3 * voting * 4 + keys * 40) + min(selection.SCORED, keys) * of.kv_heads * of.dim * 4,
-        lists=of.heads * rows * (sum(sizes) + 2) * 4,
-        outputs=queries * each * (5 * of.number + 4 * 4) + 4 * min(queries, MERGED) * each * 4,
+        # Weights, reversed and padded; keys in float32, twice; what is collected, and what sorting it takes.
+        scores=of.heads * (3 * (selection.VOTERS + 4) * (scored + selection.VOTERS) * 4 + keys * 32)
+        + 2 * scored * of.kv_heads * of.dim * 4,
+        # The lines themselves are sorted in 64 bits.
+        lists=of.heads * (-(-queries // ROW) * (sum(sizes) + 2) * 4 + sum(sizes) * 32),
+        outputs=queries * (each * (2 * of.number + 12) + of.dim * 8) + min(queries, MERGED) * each * 16,
     )
 
 
@@ -206,6 +207,8 @@ class SparseAttention:
             lists = self.kernels.convert(selection.lines_of(stage, chosen, span), span, len(keys), stage.causal)
             rotated = self.rotation.apply(of.queries, table[places(of.positions)], of.factor)
             parts.append((*self.kernels.attend(rotated, (keys, values), lists, stage.causal), None))
+            # Before the next stage's are made.
+            del lists, rotated
         return parts
 
 
