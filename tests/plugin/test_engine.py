@@ -113,7 +113,9 @@ def engine(request: pytest.FixtureRequest, made: Made, installed: Path) -> Engin
 
 @pytest.mark.whole
 @pytest.mark.network
-def test_the_engine_says_what_the_whole_model_says_with_stand_ins_of_the_sparse_kernels(engine: Engine, tmp_path: Path) -> None:
+def test_the_engine_says_what_the_whole_model_says_with_stand_ins_of_the_sparse_kernels(
+    engine: Engine, tmp_path: Path
+) -> None:
     done = engine.run("engine_run.py", tmp_path / "models", folder=tmp_path)
     results: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(results) == 13, done.stderr[-4000:]

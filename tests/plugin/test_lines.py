@@ -15,17 +15,18 @@ from dca.emulation.kernels import compiled
 from dca.foundation import runner
 from dca.foundation.store import Store
 from tests.emulation.conversion import ROWS, Conversion, conversion
-from tests.support import ROOT
+from tests.support import ROOT, RunDca
 from tests.support.launch import RACES, Launch, address, launch
 
-SOURCE = ROOT / "build/plugin/csrc/lines.cuh"
+SOURCE, PTX = ROOT / "build/plugin/csrc/lines.cu", ROOT / "build/plugin/vllm_dca/lines.ptx"
+CASES = Path(__file__).parent / "cases"
 TIMEOUT = 300.0
 HOST, EMULATED = 100_000, 2_000
 # No thread waits for another one, so that a loop over them is a launch.
 DRIVER = """
 #include <algorithm>
 using std::max; using std::min;
-#define __global__ static
+#define __global__
 static struct { unsigned x, y, z; } blockIdx, threadIdx, blockDim, grid;
 #include "%s"
 template <class T> static T given(void **arguments, int i) { return *static_cast<T *>(arguments[i]); }
@@ -88,22 +89,23 @@ def test_as_host_code_it_is_exact(on_host: ctypes.CDLL, chance: random.Random, s
     assert count > 10
 
 
-@pytest.fixture(scope="module")
-def ptx(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Its PTX."""
-    text = tmp_path_factory.mktemp("ptx") / "lines.ptx"
-    words = (toolkit / "bin/nvcc", "--ptx", "-arch=compute_80", "-std=c++17", "-lineinfo", "-x", "cu", SOURCE)
-    ended = runner.run((*words, "-o", text), timeout=TIMEOUT)
+@pytest.mark.slow
+def test_the_plugin_s_ptx_is_what_nvcc_makes_of_its_source(toolkit: Path, tmp_path: Path) -> None:
+    words = (toolkit / "bin/nvcc", "--ptx", "-arch=compute_80", "-std=c++17", SOURCE, "-o", tmp_path / "lines.ptx")
+    ended = runner.run(words, timeout=TIMEOUT)
     assert ended.ok, ended.tail
-    return text.read_text(encoding="ascii")
+    made, kept = ((file.read_text()) for file in (tmp_path / "lines.ptx", PTX))
+    # Another nvcc writes other PTX.
+    if made.partition(".version")[0] != kept.partition(".version")[0]:
+        pytest.skip("the plan's nvcc is not the one that the PTX was made with")
+    assert made == kept
 
 
 @pytest.mark.whole
 def test_from_its_ptx_it_is_exact_in_any_order_of_warps(
-    ptx: str, cache: Store, chance: random.Random, scale: Callable[[int], int]
+    cache: Store, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
-    (name,) = [line.split()[2].partition("(")[0] for line in ptx.splitlines() if ".entry" in line]
-    library = compiled(cache, ptx, name)
+    library = compiled(cache, PTX.read_text(encoding="ascii"), "convert_lines")
     for one in drawn(scale(EMULATED), chance):
         outcome = launch(library, asked(one, chance.getrandbits(63), checks=3 | RACES))
         assert outcome.findings == ()
@@ -118,3 +120,21 @@ def test_a_wrong_integer_is_seen(chance: random.Random) -> None:
     assert one.right()
     one.outputs[0][:4] = struct.pack("<i", struct.unpack("<i", one.outputs[0][:4])[0] ^ 1)
     assert not one.right()
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_behind_the_emulated_device_the_plugin_launches_it(
+    build_python: Path, dca: RunDca, cache: Store, tmp_path: Path
+) -> None:
+    paths = (ROOT / "build/plugin", CASES, ROOT / "scripts")
+    done = dca(
+        "emulate",
+        "--",
+        build_python,
+        CASES / "launched.py",
+        timeout=900.0,
+        env={"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all equal" in done.stdout

@@ -69,7 +69,7 @@ def _check(vllm_config: Any, version: str) -> None:
     """
     from vllm.platforms import current_platform
 
-    from . import refusals, settings, sparse
+    from . import refusals, settings
 
     config = settings.dual_chunk(vllm_config)
     if config is None:
@@ -80,9 +80,7 @@ def _check(vllm_config: Any, version: str) -> None:
     refusals.reject(
         [why]
         if (why := refusals.unproven(version))
-        else refusals.reasons(
-            refusals.facts(vllm_config, config, version, on_cpu, sparse.has_kernel(load=not on_cpu))
-        )
+        else refusals.reasons(refusals.facts(vllm_config, config, version, on_cpu))
     )
     if not on_cpu:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum

@@ -163,7 +163,11 @@ class Layout:
                 table = batch.table[:, :width].index_select(0, request)
             else:
                 table = _shifted(batch.table, request, (chunk - back).clamp(min=0) * blocks, width)
-            attending = None if back == 0 and not sparse else torch.repeat_interleave(lengths > 0, queries, output_size=len(positions))
+            attending = (
+                None
+                if back == 0 and not sparse
+                else torch.repeat_interleave(lengths > 0, queries, output_size=len(positions))
+            )
             return Call(lengths, table, longest, causal=back == 0, attending=attending)
 
         return Step(

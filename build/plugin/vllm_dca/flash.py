@@ -10,9 +10,10 @@ from torch import Tensor
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.vllm_flash_attn import flash_attn_varlen_func, sparse_attn_varlen_func
 
+from . import operator
 from .attention import Cache, Call, Step
 from .selection import Lines
-from .sparse import ROW, Lists
+from .sparse import Lists
 
 HOPPER = 9
 
@@ -52,24 +53,15 @@ class FlashAttention:
 
 @dataclass(frozen=True)
 class SparseKernels:
-    """The plugin's own operator, and the sparse attention of vLLM's flash-attention 2; see `sparse.Kernels`."""
+    """The plugin's own kernel, and the sparse attention of vLLM's flash-attention 2; see `sparse.Kernels`."""
 
     scale: float
 
     def convert(self, lines: Lines, queries: int, keys: int, causal: bool) -> Lists:
         """See `sparse.Kernels`."""
-        (heads, verticals), slashes = lines.vertical.shape, lines.slash.shape[1]
-        shapes = ((), (slashes,), (), (verticals,))
-        rows = -(-queries // ROW)
-        lists = Lists(*(lines.vertical.new_empty((1, heads, rows, *shape)) for shape in shapes))
-        lengths = lines.vertical.new_tensor([queries, keys]).split(1)
-        chosen = (lines.vertical[None], lines.slash[None], lines.verticals, lines.slashes)
-        torch.ops.vllm_dca.convert_lines(*lengths, *chosen, *lists, causal)
-        return lists
+        return operator.convert(lines, queries, keys, causal)
 
-    def attend(
-        self, queries: Tensor, pair: tuple[Tensor, Tensor], lists: Lists, causal: bool
-    ) -> tuple[Tensor, Tensor]:
+    def attend(self, queries: Tensor, pair: tuple[Tensor, Tensor], lists: Lists, causal: bool) -> tuple[Tensor, Tensor]:
         """See `sparse.Kernels`.
 
         One sequence a call: the kernel writes the log-sum-exp of each sequence as if it were as long as the longest,

@@ -19,6 +19,8 @@ OVERRIDE = "DCA_ALLOW_UNPROVEN_VLLM"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 BACKEND = "DUAL_CHUNK_ATTENTION"
 PLUGIN = "dual_chunk_attention"
+# Tests set it in a process that they have given kernels for a CPU.
+SPARSE_ON_CPU = False
 # The head dimension of vLLM's sparse kernels, and how many queries of a span choose what it attends.
 SPARSE_DIM, VOTERS = 128, 64
 
@@ -49,7 +51,6 @@ class Facts:
         layers: of the model.
         heads: of a layer, of the queries.
         dim: of a head.
-        has_kernel: whether the plugin's operator is there.
     """
 
     config: Any
@@ -69,7 +70,6 @@ class Facts:
     layers: int
     heads: int
     dim: int
-    has_kernel: bool
 
 
 def unproven(version: str) -> str | None:
@@ -97,11 +97,13 @@ def _sparse(facts: Facts) -> str | None:
     elif lacking := settings.lacking(table, facts.layers, facts.heads):
         wrong = f"has an unusable sparse_attention_config: {lacking}. Use the model's own, or s"
     elif facts.config.get("sparse_attention_last_q", VOTERS) != VOTERS:
-        wrong = f"lets another number of queries than {VOTERS} choose the keys (sparse_attention_last_q). Remove it, or s"
+        wrong = (
+            f"lets another number of queries than {VOTERS} choose the keys (sparse_attention_last_q). Remove it, or s"
+        )
     elif facts.dim != SPARSE_DIM:
         wrong = f"has heads of {facts.dim}, and vLLM's sparse kernels are for {SPARSE_DIM}. S"
-    elif not facts.has_kernel:
-        wrong = "needs an operator that this build of the plugin does not have. Install one that was built with it, or s"
+    elif facts.on_cpu and not SPARSE_ON_CPU:
+        wrong = "there are no sparse kernels for a CPU. S"
     else:
         return None
     return (
@@ -297,7 +299,7 @@ def reject(found: list[str]) -> None:
         raise RejectedError(f"vllm-dca cannot serve this model with dual chunk attention:{listed}")
 
 
-def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: bool, has_kernel: bool) -> Facts:
+def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: bool) -> Facts:
     """What decides whether the model of a vLLM configuration is served; `config` is its dual chunk attention's."""
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     attention, text = vllm_config.attention_config, vllm_config.model_config.hf_text_config
@@ -322,7 +324,6 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
         layers=int(text.num_hidden_layers),
         heads=int(text.num_attention_heads),
         dim=int(model.get_head_size()),
-        has_kernel=has_kernel,
     )
 
 

@@ -2,7 +2,8 @@
 """Which keys and which distances a span of queries attends sparsely, chosen for all of its heads at once.
 
 The last queries of the span vote: they attend all keys, and the keys and the diagonals on which they spend the most are
-the vertical and the slash lines. A line falls to the stages (own chunk, previous chunk, older ones) where it meets keys.
+the vertical and the slash lines. A line falls to the stages (own chunk, previous chunk, older ones) where it meets
+keys.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ def lacking(table: Any, layers: int, heads: int) -> str | None:
             if entry[0] != "vertical_and_slash":
                 return f"layer {number}, head {head} is of the type {entry[0]!r}, not 'vertical_and_slash'"
             if entry[1] < 1 or entry[2] < LEAST_SLASH:
-                return f"layer {number}, head {head} needs a vertical line and {LEAST_SLASH} slash lines, not {entry[1:3]}"
+                return (
+                    f"layer {number}, head {head} needs a vertical line and {LEAST_SLASH} slash lines, not {entry[1:3]}"
+                )
     return None
 
 

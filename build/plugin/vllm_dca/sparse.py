@@ -8,7 +8,6 @@ bounded: by one key head's share at the least, and by `MOST` where that is more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,19 +25,8 @@ ROW = 64
 MOST = 2**30
 
 
-def has_kernel(load: bool) -> bool:
-    """Whether the plugin's operator is there.
-
-    Args:
-        load: whether to load it first; a pure wheel has none.
-    """
-    for module in Path(__file__).parent.glob("_lines*.so") if load else ():
-        torch.ops.load_library(module)
-    return hasattr(torch.ops.vllm_dca, "convert_lines")
-
-
 class Lists(NamedTuple):
-    """The keys of each row of 64 queries, int32: blocks of 64 keys, and single ones; see `csrc/lines.cuh`.
+    """The keys of each row of 64 queries, int32: blocks of 64 keys, and single ones; see `csrc/lines.cu`.
 
     Attributes:
         block_count: `[1, heads, rows]`.
@@ -59,9 +47,7 @@ class Kernels(Protocol):
     def convert(self, lines: Lines, queries: int, keys: int, causal: bool) -> Lists:
         """The keys of each row of 64 queries."""
 
-    def attend(
-        self, queries: Tensor, pair: tuple[Tensor, Tensor], lists: Lists, causal: bool
-    ) -> tuple[Tensor, Tensor]:
+    def attend(self, queries: Tensor, pair: tuple[Tensor, Tensor], lists: Lists, causal: bool) -> tuple[Tensor, Tensor]:
         """Attend the keys of the lists.
 
         Args:

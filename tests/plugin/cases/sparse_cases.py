@@ -43,7 +43,9 @@ def draw(chance: random.Random) -> Drawn:
         requests.append(Request(length, queries, prompt))
     original = chance.choice((0, 100))
     whole = chance.random() < 0.3
-    return Drawn(SIZE, LOCAL, BLOCK, chance.choice((1, 2)), 0, 16, original, whole, tuple(requests), chance.randrange(2**31))
+    return Drawn(
+        SIZE, LOCAL, BLOCK, chance.choice((1, 2)), 0, 16, original, whole, tuple(requests), chance.randrange(2**31)
+    )
 
 
 def is_sparse(request: Request) -> bool:
@@ -126,7 +128,11 @@ def test_lines_are_those_of_the_oracle(end: int, span: int, monkeypatch: pytest.
     intra, successive, inter = (torch.randn(span, 4, 16, generator=chance) for _ in range(3))
     keys = torch.randn(end, 2, 16, generator=chance)
     theirs = oracle.select_vertical_slash(
-        oracle.RotatedQueries(intra, successive, inter), keys, STRIDE, [(min(v, end), min(s, end)) for v, s in SIZES], 0.7
+        oracle.RotatedQueries(intra, successive, inter),
+        keys,
+        STRIDE,
+        [(min(v, end), min(s, end)) for v, s in SIZES],
+        0.7,
     )
     last = slice(-min(span, 64), None)
     voting = [(selection.Stage(own, end, causal=True), intra[last])]
@@ -170,7 +176,13 @@ def most_held(call: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize(
     ("queries", "keys", "kv_heads", "most"),
-    [(4096, 20_000, 2, 2**40), (4096, 20_000, 2, 0), (500, 40_000, 4, 0), (8192, 25_000, 1, 0), (1000, 30_000, 2, 2**40)],
+    [
+        (4096, 20_000, 2, 2**40),
+        (4096, 20_000, 2, 0),
+        (500, 40_000, 4, 0),
+        (8192, 25_000, 1, 0),
+        (1000, 30_000, 2, 2**40),
+    ],
 )
 def test_what_is_held_is_what_is_counted(
     queries: int, keys: int, kv_heads: int, most: int, monkeypatch: pytest.MonkeyPatch

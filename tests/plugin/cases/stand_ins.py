@@ -1,4 +1,4 @@
-"""The oracle's index conversion and sparse attention, in the place of the plugin's operator and of vLLM's kernels."""
+"""The oracle's index conversion and sparse attention, in the place of the plugin's kernel and of vLLM's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ from torch import Tensor
 from dca.in_wheel_env import oracle
 from vllm_dca import sparse
 from vllm_dca.selection import Lines
-
-SCHEMA = (
-    "convert_lines(Tensor query_lengths, Tensor key_lengths, Tensor verticals, Tensor slashes, Tensor vertical_counts, "
-    "Tensor slash_counts, Tensor(a!) block_count, Tensor(b!) block_offset, Tensor(c!) column_count, "
-    "Tensor(d!) column_index, bool causal) -> ()"
-)
-_library: list[torch.library.Library] = []
 
 
 def converted(lengths: tuple[Tensor, Tensor], lines: tuple[Tensor, ...], causal: bool) -> oracle.Converted:
@@ -60,12 +53,6 @@ class OracleKernels:
         return out, lse.masked_fill(lse == torch.inf, -torch.inf)
 
 
-def _convert_lines(*given: Any) -> None:
-    *tensors, causal = given
-    for into, found in zip(tensors[6:], converted(tuple(tensors[:2]), tuple(tensors[2:6]), causal), strict=True):
-        into.copy_(found)
-
-
 def sparse_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, *lists: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
     """The function of vLLM's flash-attention, for one sequence."""
     assert given["return_softmax_lse"] is True
@@ -82,15 +69,15 @@ def _missing(*given: Any, **more: Any) -> None:
 
 
 def register(dense: Any = _missing) -> None:
-    """Give this process the operator on the CPU, and a module in the place of vLLM's flash-attention.
+    """Give this process a conversion on the CPU, and a module in the place of vLLM's flash-attention.
 
     Args:
         dense: the module's `flash_attn_varlen_func`.
     """
-    if not _library:
-        _library.append(torch.library.Library("vllm_dca", "FRAGMENT"))
-        _library[0].define(SCHEMA)
-        _library[0].impl("convert_lines", _convert_lines, "CPU")
+    from vllm_dca import operator, refusals
+
+    operator.convert = OracleKernels(1.0).convert
+    refusals.SPARSE_ON_CPU = True
     module = types.ModuleType("vllm.vllm_flash_attn")
     module.flash_attn_varlen_func = dense  # type: ignore[attr-defined]
     module.sparse_attn_varlen_func = sparse_attn_varlen_func  # type: ignore[attr-defined]

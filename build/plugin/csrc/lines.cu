@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From vertical and slash lines to the blocks and columns of keys that each row of 64 queries attends.
-#pragma once
-
+// Its PTX lies beside the code that launches it, `vllm_dca/lines.ptx`, and is made from this file by
+// `nvcc --ptx -arch=compute_80 -std=c++17 csrc/lines.cu`.
 constexpr int kRow = 64;
 
 // One thread a row of queries; the grid is heads, sequences, and blocks of kRow rows. Integers alone, so the result is
@@ -10,7 +10,7 @@ constexpr int kRow = 64;
 // A causal row's queries are the last ones of the keys' sequence, the others come after all keys. A slash is the kRow
 // keys that end where the row's last query meets it. Blocks that touch become one stretch, which grows by whole blocks;
 // a vertical inside a stretch is not a column too, since attention would count its key twice.
-__global__ void convert_lines(
+extern "C" __global__ void convert_lines(
     const int *query_lengths, const int *key_lengths, const int *verticals, const int *slashes,
     const int *vertical_counts, const int *slash_counts, int *block_count, int *block_offset, int *column_count,
     int *column_index, long long heads, long long rows, long long most_verticals, long long most_slashes, bool causal) {
