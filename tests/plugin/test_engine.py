@@ -44,7 +44,7 @@ class Engine:
     before: tuple[Path, ...]
 
     def run(self, program: str, *words: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of `cases` in it."""
+        """Run a program of `cases` in it; what it writes can be read in `folder` meanwhile."""
         paths = [*self.before, PLUGIN, CASES, ROOT / "scripts"]
         env = {
             "PATH": os.environ["PATH"],
@@ -55,7 +55,10 @@ class Engine:
             **variables,
         }
         command = [self.made.python, CASES / program, *words]
-        return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, check=False, timeout=7200)
+        files = [folder / f"{program}.{name}" for name in ("out", "err")]
+        with files[0].open("w") as out, files[1].open("w") as wrong:
+            done = subprocess.run(command, cwd=folder, env=env, stdout=out, stderr=wrong, check=False, timeout=7200)
+        return subprocess.CompletedProcess(command, done.returncode, *(file.read_text() for file in files))
 
 
 def dist_info(folder: Path, name: str, version: str, entry_points: str = "") -> None:
@@ -129,7 +132,9 @@ def test_the_engine_says_what_the_whole_model_says_with_stand_ins_of_the_sparse_
         # How close vLLM's own kernel is, is not ours to bound.
         assert not ours or result["close"] > CLOSE, result
         cached = "caching" in result["run"] or result["run"] in ("factor of the token", "drawn schedules")
-        assert (max(result["cached"]) >= 448) is cached, result
+        # How much the drawn prompts share is drawn.
+        least = 1 if result["run"] == "drawn schedules" else 448
+        assert (max(result["cached"]) >= least) is cached, result
         few = result["run"] in ("fewer blocks than requests need", "drawn schedules")
         assert (result["preempted"] > 0) is few, result
         assert (result["dense"] > 1e-2) is ("sparse" in result["run"]), result

@@ -307,6 +307,8 @@ class DualChunk:
                 parts.append((*self.paged(rotated, cache, step, call), call.attending))
         if parts:
             merge(parts, output[: step.tokens])
+        # Its memory is counted without these.
+        del parts
         if self.sparse is not None:
             self.sparse.attend(queries, cache, step, table, output)
 
