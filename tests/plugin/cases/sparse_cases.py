@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import itertools
+import json
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from drawn import BASE, SCALE, Drawn, Request, Tensors, _fill, installed, make
+from drawn import BASE, SCALE, Drawn, Request, Tensors, _fill, make
+from sparse_faults import FAULTS, Fault
 from stand_ins import OracleKernels
 from torch import Tensor
 
 from dca.in_wheel_env import oracle
-from vllm_dca import attention, selection, sparse
-from vllm_dca.chunking import Chunking
-from vllm_dca.rotary import Rotation
+from vllm_dca import attention, chunking, rotary, selection, sparse
 
 SEED = os.environ.get("DCA_TEST_SEED", "0")
 COUNT = int(os.environ.get("DCA_DRAWN_STEPS", "20"))
@@ -71,18 +76,29 @@ def reference(drawn: Drawn, tensors: list[Tensors]) -> Tensor:
     return torch.cat(results) if results else torch.empty(0)
 
 
-def compute(drawn: Drawn, tensors: list[Tensors], kernels: Any = None) -> Tensor:
-    """What the plugin computes."""
-    chunking, rotation = Chunking(SIZE, LOCAL), Rotation(drawn.dim, BASE)
+MODULES = ("attention", "chunking", "rotary", "selection", "sparse", "spans")
+PLUGIN = SimpleNamespace(attention=attention, chunking=chunking, rotary=rotary, sparse=sparse)
+
+
+def compute(drawn: Drawn, tensors: list[Tensors], plugin: Any = PLUGIN) -> Tensor:
+    """What the plugin computes.
+
+    Args:
+        drawn: the step.
+        tensors: of its requests.
+        plugin: has the plugin's modules `attention`, `chunking`, `rotary` and `sparse`.
+    """
+    attention, sparse = plugin.attention, plugin.sparse
+    chunking, rotation = plugin.chunking.Chunking(SIZE, LOCAL), plugin.rotary.Rotation(drawn.dim, BASE)
     table = rotation.table(SIZE + 1)
-    blocks, cache = _fill(drawn, tensors, installed(), table)
+    blocks, cache = _fill(drawn, tensors, plugin, table)
     starts = np.cumsum([0, *(request.queries for request in drawn.requests)])
     lengths, prompts = (np.array([getattr(r, name) for r in drawn.requests]) for name in ("length", "prompt"))
     layout = attention.Layout(chunking, BLOCK, drawn.original, drawn.whole_prompt, THRESHOLD)
     step = layout.plan(attention.Batch(starts, lengths, prompts, blocks))
     queries = torch.cat([each.q for each in tensors]).float()
     output = torch.full_like(queries, torch.nan)
-    one = sparse.SparseAttention(chunking, rotation, SCALE, RAISED, kernels or OracleKernels(SCALE), 1000)
+    one = sparse.SparseAttention(chunking, rotation, SCALE, RAISED, OracleKernels(SCALE), 1000)
     dual = attention.DualChunk(chunking, rotation, attention.TorchAttention(SCALE), one)
     dual.attend(queries, cache, step, table, output)
     return output
@@ -190,26 +206,93 @@ def test_what_is_held_is_what_is_counted(
     monkeypatch.setattr(sparse, "MOST", most)
     monkeypatch.setattr(sparse, "merge", lambda parts, output: None)
     heads, dim, stride = 4 * kv_heads, 128, keys // 3
-    chunking, rotation = Chunking(stride + 512, 512), Rotation(dim, BASE)
+    lengths, rotation = chunking.Chunking(stride + 512, 512), rotary.Rotation(dim, BASE)
     cache = attention.halves(torch.zeros(-(-keys // 16), kv_heads, 16, 2 * dim, dtype=torch.bfloat16))
     blocks = torch.arange(len(cache.keys), dtype=torch.int32)[None]
     positions = torch.arange(keys - queries, keys)
     span = attention.SparseSpan(0, 0, queries, keys)
     step = attention.Step(queries, positions, 0, positions, torch.ones(queries), None, None, None, (span,), blocks)
     query = torch.randn(queries, heads, dim).bfloat16()
-    output, table = torch.empty_like(query), rotation.table(chunking.size + 1)
+    output, table = torch.empty_like(query), rotation.table(lengths.size + 1)
     sizes = ((1000, 6096),) * heads
-    one = sparse.SparseAttention(chunking, rotation, SCALE, sizes, Sized(), keys)
+    one = sparse.SparseAttention(lengths, rotation, SCALE, sizes, Sized(), keys)
     held = most_held(lambda: one.attend(query, cache, step, table, output))
     counted = one.most(sparse.Heads(heads, kv_heads, dim, 2), queries)
     print(f"{held:,} held, {counted:,} counted: {held / counted:.2f}")
     assert 0.6 * counted < held <= counted
 
 
-def test_a_model_of_7b_at_1m_stays_under_3_gib() -> None:
-    # Qwen2.5-7B-Instruct-1M on one GPU, with the widest entries of its table.
-    heads, widest = sparse.Heads(28, 4, 128, 2), (22_032, 24_528)
-    taken = sparse.grouped(heads, widest, 32_768, 1_010_000)
-    counted = sparse.transients(taken, widest, 32_768, 1_010_000)
-    print(taken, counted, f"{counted.total / 2**30:.2f} GiB")
-    assert counted.total < 3 * 2**30
+# Heads, key heads, the widest entry of the table, queries of a step, and the longest request. The first is
+# Qwen2.5-7B-Instruct-1M on one GPU.
+COUNTED = (
+    (28, 4, 22_032, 24_528, 32_768, 1_010_000),
+    (28, 4, 22_032, 24_528, 2048, 40_000),
+    (10, 2, 1000, 6096, 8192, 1_010_000),
+    (4, 4, 30, 100, 131_072, 3000),
+)
+
+
+def test_here_is_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for heads, kv_heads, *lines, queries, longest in COUNTED:
+        sizes = (lines[0], lines[1])
+        taken = sparse.grouped(sparse.Heads(heads, kv_heads, 128, 2), sizes, queries, longest)
+        given = (heads, kv_heads, *sizes, queries, longest)
+        found.append({"given": given, "counted": vars(sparse.transients(taken, sizes, queries, longest))})
+    with capsys.disabled():
+        print("\ncounted:", json.dumps(found))
+
+
+def fixed() -> Drawn:
+    """Dense and sparse requests in one step, with a decode past its prompt, and a prompt of the threshold's length."""
+    requests = (
+        Request(700, 690, 700),
+        Request(THRESHOLD, THRESHOLD, THRESHOLD),
+        Request(500, 1, 499),
+        Request(560, 150, 900),
+    )
+    return Drawn(SIZE, LOCAL, BLOCK, 2, 2, 16, 100, False, requests, seed=5)
+
+
+def damaged(fault: Fault, folder: Path) -> Any:
+    """The plugin's modules with a fault in one of them."""
+    package, source = folder / "damaged", Path(sparse.__file__).parent
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in MODULES:
+        text = (source / f"{name}.py").read_text()
+        if name == fault.file:
+            assert text.count(fault.old) == 1
+            text = text.replace(fault.old, fault.new)
+        (package / f"{name}.py").write_text(text)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "damaged"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        found = SimpleNamespace(**{name: importlib.import_module(f"damaged.{name}") for name in MODULES})
+    finally:
+        sys.path.remove(str(folder))
+    found.selection.SCORED = 100
+    found.sparse.MOST = 0
+    return found
+
+
+@functools.cache
+def _wanted() -> Tensor:
+    return reference(fixed(), make(fixed()))
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS], ids=lambda one: one.wrong.replace(" ", "-") if one else "none")
+def test_a_fault_is_found(fault: Fault | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = damaged(fault, tmp_path) if fault else PLUGIN
+    try:
+        wrong = float((compute(fixed(), make(fixed()), plugin).double() - _wanted()).abs().nan_to_num(torch.inf).max())
+    except (IndexError, RuntimeError, ValueError):
+        wrong = torch.inf
+    if fault is None:
+        assert wrong < CLOSE
+    else:
+        with capsys.disabled():
+            print(f"\n{'stops' if wrong == torch.inf else f'{wrong:.0e}':>7}  {fault.file:<9} {fault.wrong}", end="")
+        assert wrong > 1e-3
