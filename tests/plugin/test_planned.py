@@ -59,7 +59,7 @@ def test_every_single_fault_in_plan_and_merge_is_found(build_python: Path, tmp_p
 def test_sparse_attention_is_right_with_stand_ins_of_the_kernels_and_holds_what_the_server_plan_counts(
     build_python: Path, tmp_path: Path
 ) -> None:
-    said = run(build_python, "sparse_cases.py", tmp_path, max(4, round(500 * SHARE)))
+    said = run(build_python, "selected_cases.py", tmp_path, max(4, round(500 * SHARE)))
     lines = [line.partition("counted: ")[2] for line in said.splitlines() if "counted: " in line]
     (found,) = (json.loads(line) for line in lines if line.startswith("["))
     assert len(found) > 3

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
-from vllm.vllm_flash_attn import flash_attn_varlen_func, sparse_attn_varlen_func
+from vllm.vllm_flash_attn import flash_attn_varlen_func
+from vllm.vllm_flash_attn.flash_attn_interface import sparse_attn_varlen_func
 
 from . import operator
 from .attention import Cache, Call, Step

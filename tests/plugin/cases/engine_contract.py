@@ -155,7 +155,8 @@ def signatures() -> None:
             assert known[: len(placed)] == list(placed)
             assert {one.arg for one in calls[name].keywords} <= set(known[len(placed) :])
             assert len(calls[name].args) == (3 if placed else 0)
-            assert name in (folder / "__init__.py").read_text()
+        # That one is the package's own, too.
+        assert "    flash_attn_varlen_func," in (folder / "__init__.py").read_text()
         print("flash-attention's signatures fit")
     else:
         print("no Python of flash-attention here: its signatures were not compared")

@@ -69,16 +69,17 @@ def _missing(*given: Any, **more: Any) -> None:
 
 
 def register(dense: Any = _missing) -> None:
-    """Give this process a conversion on the CPU, and a module in the place of vLLM's flash-attention.
+    """Give this process a conversion on the CPU, and modules in the place of vLLM's flash-attention.
 
     Args:
-        dense: the module's `flash_attn_varlen_func`.
+        dense: their `flash_attn_varlen_func`.
     """
     from vllm_dca import operator, refusals
 
     operator.convert = OracleKernels(1.0).convert
     refusals.SPARSE_ON_CPU = True
-    module = types.ModuleType("vllm.vllm_flash_attn")
-    module.flash_attn_varlen_func = dense  # type: ignore[attr-defined]
-    module.sparse_attn_varlen_func = sparse_attn_varlen_func  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
+    package = types.ModuleType("vllm.vllm_flash_attn")
+    inner = types.ModuleType("vllm.vllm_flash_attn.flash_attn_interface")
+    package.flash_attn_varlen_func = dense  # type: ignore[attr-defined]
+    inner.sparse_attn_varlen_func = sparse_attn_varlen_func  # type: ignore[attr-defined]
+    sys.modules |= {module.__name__: module for module in (package, inner)}
