@@ -77,7 +77,8 @@ def test_another_version_than_the_plugin_was_proven_with_is_wrong(
 def test_a_sparse_table_is_checked_as_for_an_engine(machine_for_plugin: Machine, tmp_path: Path) -> None:
     for name, dual, status in (
         ("none", {"sparse_attention_enabled": True}, "wrong"),
-        ("off", {"sparse_attention_config": [{"0": []}], "sparse_attention_enabled": False}, "fine"),
+        ("damaged", {"sparse_attention_config": [{"0": []}], "sparse_attention_enabled": False}, "wrong"),
+        ("off", {"sparse_attention_enabled": False}, "fine"),
     ):
         with_model(machine_for_plugin, tmp_path / name, **dual)
         assert status in {said for said, _ in found(machine_for_plugin, "model.table")}, dual

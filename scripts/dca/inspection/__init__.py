@@ -15,7 +15,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
-from dca.catalogue.recipes import PLUGINS_GROUP
+from dca.catalogue.recipes import PLUGIN, PLUGINS_GROUP
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
@@ -143,6 +143,8 @@ def _inspect(
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
         if record and record.hashes.get(module.path) != module.sha256
+        # A plugin's texts are part of its source, whose hash its plan has.
+        and not (module.is_text and record.profile == PLUGIN)
     ]
     interfaces = [path for path in names if path.endswith(f"/{INTERFACE}")]
     return Inspection(

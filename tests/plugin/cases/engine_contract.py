@@ -178,7 +178,7 @@ def with_a_stand_in_of_flash_attention() -> None:
     def varlen(**given: Any) -> tuple[Any, Any]:
         asked.append(given)
         assert given["return_softmax_lse"] is True
-        step = attention.Step(len(given["q"]), given["cu_seqlens_q"], 0, None, None, None, None, None, (), None)  # type: ignore[arg-type]
+        step = attention.Step(len(given["q"]), given["cu_seqlens_q"], 0, None, None, None, None, None, (), None)
         lengths, longest = given["seqused_k"], given["max_seqlen_k"]
         assert int(lengths.max()) <= longest
         assert int(torch.diff(given["cu_seqlens_q"]).max()) == given["max_seqlen_q"]

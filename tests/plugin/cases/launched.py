@@ -34,9 +34,9 @@ def main() -> None:
     """Compare what is valid of the lists."""
     chance = random.Random(3)
     for _ in range(12):
-        lines, *sizes = drawn(chance)
-        wanted = OracleKernels(1.0).convert(lines, *sizes)
-        found = operator.convert(Lines(*(each.cuda() for each in lines)), *sizes)
+        lines, queries, keys, causal = drawn(chance)
+        wanted = OracleKernels(1.0).convert(lines, queries, keys, causal)
+        found = operator.convert(Lines(*(each.cuda() for each in lines)), queries, keys, causal)
         for place in (0, 2):
             count, listed = wanted[place], wanted[place + 1]
             assert torch.equal(found[place].cpu(), count)

@@ -185,9 +185,9 @@ def most_held(call: Callable[[], None]) -> int:
     """The most bytes of tensors that a call makes and holds at a time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
-    results = seen.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = seen.profiler.kineto_results
     events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    return max(itertools.accumulate(size for _, size in events))
+    return int(max(itertools.accumulate(size for _, size in events)))
 
 
 @pytest.mark.parametrize(
