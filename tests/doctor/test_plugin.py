@@ -12,6 +12,7 @@ from dca import doctor
 from dca.catalogue import recipes
 from dca.catalogue.recipes import Loaded
 from dca.doctor import Report
+from tests.support import model_configs
 from tests.support.machines import Machine
 from tests.support.plugins import NAME, Data
 
@@ -37,7 +38,8 @@ def found(machine: Machine, code: str) -> list[tuple[str, str]]:
 
 def with_model(machine: Machine, folder: Path, **dual: Any) -> None:
     folder.mkdir()
-    config = {"architectures": ["Qwen2ForCausalLM"], "dual_chunk_attention_config": {"chunk_size": 64, **dual}}
+    config = model_configs.config(model_configs.MILLION)
+    config["dual_chunk_attention_config"] = {**model_configs.DCA, **dual}
     (folder / "config.json").write_text(json.dumps(config))
     machine.more["model"] = folder
 

@@ -142,7 +142,8 @@ def _inspect(
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
-        if record and record.hashes.get(module.path) != module.sha256
+        if record
+        and record.hashes.get(module.path) != module.sha256
         # A plugin's texts are part of its source, whose hash its plan has.
         and not (module.is_text and record.profile == PLUGIN)
     ]
