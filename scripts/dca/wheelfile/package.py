@@ -202,7 +202,7 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
 
 
 def _plugin_files(job: Job) -> dict[str, bytes | Path]:
-    """A plugin's wheel: its package, with the PTX of kernels that the driver compiles, and metadata that require exactly its engine.
+    """A plugin's package, with the PTX of its kernels, and metadata that require exactly its engine.
 
     Raises:
         DcaError: DCA-703 if its source has no such package.

@@ -55,6 +55,7 @@ class Run:
         schedules: how many schedules of requests are drawn, instead of sending one prompt of each length at once.
         lengths: of the prompts.
         alone: whether prompts are sent one after the other, so that it is known what a step has of each.
+        tokens: that are generated for each.
     """
 
     tiny: Tiny
@@ -63,6 +64,7 @@ class Run:
     schedules: int = 0
     lengths: tuple[int, ...] = LENGTHS
     alone: bool = False
+    tokens: int = 6
 
 
 # Chunks of 208 tokens, as many as three rows of 64 queries and a quarter; the heads of a key head have other numbers.
@@ -80,8 +82,8 @@ RUNS: dict[str, Run] = {
     "torch.compile": Run(SMALL, PIECES | {"enforce_eager": False}),
     "factor of the token": Run(Tiny(dual=DUAL | ORIGINAL), PIECES | CACHED, twice=True),
     "factor of the prompt": Run(Tiny(dual=DUAL | ORIGINAL | {"length_factor": "prompt"}), PIECES),
-    # The requests need 37 blocks together.
-    "fewer blocks than requests need": Run(SMALL, PIECES | FEW),
+    # They begin with 19 blocks, and need 30.
+    "fewer blocks than requests need": Run(SMALL, PIECES | FEW, lengths=(90, 150, 155, 158), tokens=80),
     "drawn schedules": Run(Tiny(dual=DUAL | ORIGINAL), PIECES | CACHED | FEW, schedules=SCHEDULES),
     # Of one chunk, and dense; of four and of six.
     "sparse, whole prompts": Run(SPARSE, WHOLE | LONG, lengths=(200, 800, 1240), alone=True),
@@ -116,7 +118,7 @@ def asked(llm: Any, name: str) -> list[Answer]:
     chosen, chance = RUNS[name], random.Random(name)
     prompts = [[chance.randrange(3, 1000) for _ in range(length)] for length in chosen.lengths]
     given = [{"prompt_token_ids": prompt} for prompt in prompts]
-    for tokens in (1, 6) if chosen.twice else (6,):
+    for tokens in (1, chosen.tokens) if chosen.twice else (chosen.tokens,):
         how = SamplingParams(temperature=0, max_tokens=tokens, logprobs=5, ignore_eos=True, detokenize=False)
         together = [[one] for one in given] if chosen.alone else [given]
         outputs = [output for some in together for output in llm.generate(some, how)]
