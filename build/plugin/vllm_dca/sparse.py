@@ -167,6 +167,8 @@ class SparseAttention:
                 factor = None if step.factor is None else step.factor[rows]
                 of = _Group(queries[rows, own], keys, values, step.positions[rows], factor, self.sizes[own])
                 merge(self._parts(of, table), output[rows, own])
+                # Before the next group's are gathered.
+                del keys, values, of
 
     def _parts(self, of: _Group, table: Tensor) -> list[Part]:
         """The attention of each stage."""
