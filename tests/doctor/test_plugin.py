@@ -12,6 +12,7 @@ from dca import doctor
 from dca.catalogue import recipes
 from dca.catalogue.recipes import Loaded
 from dca.doctor import Report
+from tests.support import model_configs
 from tests.support.machines import Machine
 from tests.support.plugins import NAME, Data
 
@@ -37,7 +38,8 @@ def found(machine: Machine, code: str) -> list[tuple[str, str]]:
 
 def with_model(machine: Machine, folder: Path, **dual: Any) -> None:
     folder.mkdir()
-    config = {"architectures": ["Qwen2ForCausalLM"], "dual_chunk_attention_config": {"chunk_size": 64, **dual}}
+    config = model_configs.config(model_configs.MILLION)
+    config["dual_chunk_attention_config"] = {**model_configs.DCA, **dual}
     (folder / "config.json").write_text(json.dumps(config))
     machine.more["model"] = folder
 
@@ -74,20 +76,14 @@ def test_another_version_than_the_plugin_was_proven_with_is_wrong(
     assert text.startswith(said)
 
 
-@pytest.mark.parametrize(
-    ("dual", "status"),
-    [
-        ({"sparse_attention_enabled": True}, "wrong"),
-        ({"sparse_attention_config": {"0": []}}, "wrong"),
-        ({"sparse_attention_config": {"0": []}, "sparse_attention_enabled": False}, "fine"),
-        ({}, "fine"),
-    ],
-)
-def test_a_sparse_table_is_wrong_unless_it_is_switched_off(
-    machine_for_plugin: Machine, tmp_path: Path, dual: dict[str, Any], status: str
-) -> None:
-    with_model(machine_for_plugin, tmp_path / "model", **dual)
-    assert [said for said, _ in found(machine_for_plugin, "model.table")] == [status]
+def test_a_sparse_table_is_checked_as_for_an_engine(machine_for_plugin: Machine, tmp_path: Path) -> None:
+    for name, dual, status in (
+        ("none", {"sparse_attention_enabled": True}, "wrong"),
+        ("damaged", {"sparse_attention_config": [{"0": []}], "sparse_attention_enabled": False}, "wrong"),
+        ("off", {"sparse_attention_enabled": False}, "fine"),
+    ):
+        with_model(machine_for_plugin, tmp_path / name, **dual)
+        assert status in {said for said, _ in found(machine_for_plugin, "model.table")}, dual
 
 
 PLUGINS = [loaded for loaded in recipes.load_all() if loaded.recipe.is_plugin]

@@ -169,6 +169,7 @@ def test_its_wheel_has_the_package_and_requires_exactly_its_engine(
         assert archive.namelist() == [
             "thing_dca/__init__.py",
             "thing_dca/inner/__init__.py",
+            "thing_dca/kernel.ptx",
             "thing_dca/py.typed",
             f"{INFO}/METADATA",
             f"{INFO}/WHEEL",

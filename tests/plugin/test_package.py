@@ -42,7 +42,9 @@ def test_it_imports_what_vllm_brings_and_nothing_of_the_tool() -> None:
 
 
 def test_it_is_small() -> None:
-    lines = {source.name: len(source.read_text().splitlines()) for source in SOURCES}
+    sources = [*SOURCES, *(PLUGIN / "csrc").iterdir()]
+    lines = {source.name: sum(bool(line.strip()) for line in source.read_text().splitlines()) for source in sources}
+    print(lines, sum(lines.values()))
     assert sum(lines.values()) < 1800
     assert max(lines.values()) < 400
 

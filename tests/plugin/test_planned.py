@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dca.serve import gpu_memory
 from tests.support import ROOT, SHARE
+from tests.support.serving import shape
 
 CASES = Path(__file__).parent / "cases"
 
@@ -50,3 +53,18 @@ def test_plan_and_merge_are_right(build_python: Path, tmp_path: Path) -> None:
 @pytest.mark.whole
 def test_every_single_fault_in_plan_and_merge_is_found(build_python: Path, tmp_path: Path) -> None:
     assert "single faults" in run(build_python, "faulty_cases.py", tmp_path, 0)
+
+
+@pytest.mark.slow
+def test_sparse_attention_is_right_with_stand_ins_of_the_kernels_and_holds_what_the_server_plan_counts(
+    build_python: Path, tmp_path: Path
+) -> None:
+    said = run(build_python, "selected_cases.py", tmp_path, max(4, round(500 * SHARE)))
+    lines = [line.partition("counted: ")[2] for line in said.splitlines() if "counted: " in line]
+    (found,) = (json.loads(line) for line in lines if line.startswith("["))
+    assert len(found) > 3
+    for one in found:
+        heads, kv_heads, vertical, slash, tokens, longest = one["given"]
+        sizes = {"heads": heads, "kv_heads": kv_heads, "vertical": vertical, "slash": slash}
+        seven = shape().model_copy(update={**sizes, "merged": True, "dual_chunk": False})
+        assert gpu_memory.selected(seven, gpu_memory.Layout(), tokens, longest).model_dump() == one["counted"]

@@ -27,7 +27,12 @@ GOOD = refusals.Facts(
     context_parallel=1,
     prefix_caching=True,
     flash_version=None,
+    layers=2,
+    heads=2,
+    dim=128,
 )
+LINES = ["vertical_and_slash", 1000, 6096, 1]
+TABLE = [{"0": LINES, "1": LINES, "2": []}] * 3
 
 
 def test_a_usual_server_is_not_rejected() -> None:
@@ -47,8 +52,29 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a number that is none": (with_config(chunk_size=True), "chunk_size must be a positive number"),
     "a negative original length": (with_config(original_max_position_embeddings=-1), "must be a number of tokens"),
     "an unknown factor": (with_config(length_factor="words"), "length_factor must be 'token' or 'prompt', not 'words'"),
-    "a sparse table": (with_config(sparse_attention_config=[{}]), "sparse_attention_enabled to false"),
-    "sparse without a table": (with_config(sparse_attention_enabled=True), "sparse_attention_enabled to false"),
+    "sparse without a table": (with_config(sparse_attention_enabled=True), "has no sparse_attention_config"),
+    "a table that is none": (with_config(sparse_attention_config={"0": 1}), "must be a list of 2 layers"),
+    "a table of one layer": (with_config(sparse_attention_config=TABLE[:1]), "must be a list of 2 layers"),
+    "a table of one head": (with_config(sparse_attention_config=[{"0": LINES}] * 2), "layer 0 has no entry of lines"),
+    "an entry of words": (with_config(sparse_attention_config=[{"0": ["a", "b", "c"]}] * 2), "no entry of lines"),
+    "another kind of lines": (
+        with_config(sparse_attention_config=[{"0": LINES, "1": ["block", 1000, 6096, 1]}] * 2),
+        "head 1 is of the type 'block'",
+    ),
+    "few slash lines": (
+        with_config(sparse_attention_config=[{"0": ["vertical_and_slash", 30, 99, 1]}] * 2),
+        "100 slash lines, not [30, 99]",
+    ),
+    "other voters": (
+        with_config(sparse_attention_config=TABLE, sparse_attention_last_q=32),
+        "another number of queries than 64",
+    ),
+    "sparse heads of 64": (with_config(sparse_attention_config=TABLE) | {"dim": 64}, "heads of 64"),
+    "sparse on the CPU": (with_config(sparse_attention_config=TABLE) | {"on_cpu": True}, "no sparse kernels for a CPU"),
+    "a threshold of words": (
+        with_config(sparse_attention_threshold="x"),
+        "sparse_attention_threshold must be a number of tokens, not 'x'",
+    ),
     "an fp8 cache": ({"cache_dtype": "fp8_e4m3"}, "a KV cache of fp8_e4m3 was not proven"),
     "blocks that cut chunks": ({"block": 48}, "blocks of 48 tokens do not divide a chunk of 253952"),
     "more than the table": ({"max_length": 1_048_576}, "more than the 1010000 positions"),
@@ -78,6 +104,8 @@ def test_one_thing_is_rejected_by_one_reason(name: str) -> None:
     "changed",
     [
         with_config(sparse_attention_config=[{}], sparse_attention_enabled=False),
+        with_config(sparse_attention_config=TABLE),
+        with_config(sparse_attention_config=TABLE, sparse_attention_threshold=0, sparse_attention_last_q=64),
         with_config(length_factor="prompt") | {"prefix_caching": False},
         with_config(length_factor="prompt") | {"max_length": 262144},
         with_config(length_factor="prompt", original_max_position_embeddings=None),
@@ -144,3 +172,24 @@ def test_the_rotary_embedding_is_read_as_vllm_reads_it(parameters: Any, wanted: 
     text = SimpleNamespace(rope_parameters=parameters, max_position_embeddings=99)
     config = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=text))
     assert settings.rope(config, 128) == wanted
+
+
+def test_lines_are_those_of_the_ranks_heads_and_30_stands_for_130() -> None:
+    layer = {str(head): ["vertical_and_slash", 30 + head, 100 + head, 1.0] for head in range(4)}
+    config = CONFIG | {"sparse_attention_config": [{}, layer]}
+    assert settings.sizes(config, 1, range(2)) == ((130, 100), (31, 101))
+    assert settings.sizes(config, 1, range(2, 4)) == ((32, 102), (33, 103))
+
+
+@pytest.mark.parametrize(
+    ("more", "threshold"),
+    [
+        ({}, None),
+        ({"sparse_attention_config": TABLE}, 32_768),
+        ({"sparse_attention_config": TABLE, "sparse_attention_threshold": 5}, 5),
+        ({"sparse_attention_config": TABLE, "sparse_attention_enabled": False}, None),
+        ({"sparse_attention_enabled": False}, None),
+    ],
+)
+def test_long_prompts_are_sparse_where_there_is_a_table(more: dict[str, Any], threshold: int | None) -> None:
+    assert settings.read(CONFIG | more).threshold == threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from dca.catalogue import recipes
 from dca.foundation.errors import DcaError
-from dca.serve import engines, gpu_memory, ready
+from dca.serve import engines, gpu_memory, ready, server_rules
 from dca.serve.gpu_memory import Layout
 from dca.serve.server_rules import RUNNER
 from tests.support.plugins import NAME, Data
@@ -94,10 +95,7 @@ def test_prefix_caching_graphs_and_its_own_variables_are_no_errors(model: str) -
     assert codes(planned(model, CARDS, recipe=NAME, prefix_caching=True, graphs=True, env=fine)) == []
 
 
-def test_a_sparse_table_and_another_class_are_refused(tmp_path: Path) -> None:
-    shown = planned(SEVEN, CARDS, recipe=NAME)
-    assert codes(shown) == ["DCA-153"]
-    assert "sparse_attention_enabled" in shown.findings[0].remedy
+def test_another_class_is_refused(tmp_path: Path) -> None:
     other = folder(
         tmp_path / "other",
         architectures=["LlamaForCausalLM"],
@@ -105,6 +103,35 @@ def test_a_sparse_table_and_another_class_are_refused(tmp_path: Path) -> None:
         dual_chunk_attention_config=DENSE,
     )
     assert "DCA-158" in codes(planned(other, CARDS, recipe=NAME))
+
+
+def test_a_sparse_table_is_served_and_its_buffers_are_counted() -> None:
+    assert codes(planned(SEVEN, CARDS, recipe=NAME)) == []
+    sparse = subject(SEVEN, CARDS, recipe=NAME)[0].shape
+    assert (sparse.merged, sparse.dual_chunk, sparse.vertical) == (True, False, 22_032)
+    # One key head at a time on one GPU, at 1M tokens and 32k a step.
+    taken = gpu_memory.selected(sparse, Layout(), 32_768, MILLION)
+    assert taken.gathered == 2 * MILLION * 128 * 2
+    assert 2**30 < taken.total < 3 * 2**30
+    # Shorter requests and steps have room for more key heads.
+    short = gpu_memory.selected(sparse, Layout(), 2048, 40_000)
+    assert short.gathered == 4 * 2 * 40_000 * 128 * 2
+    assert short.total <= 2**30
+    narrow = sparse.model_copy(update={"inner": 64, "vocabulary": 64})
+    dense = narrow.model_copy(update={"vertical": 0, "slash": 0})
+    more = gpu_memory.step_bytes(narrow, Layout(), 2048, longest=MILLION)
+    queries = gpu_memory.query_bytes(narrow, Layout(), 2048)
+    added = gpu_memory.selected(sparse, Layout(), 2048, MILLION).total - 8 * queries
+    assert more - gpu_memory.step_bytes(dense, Layout(), 2048, longest=MILLION) == pytest.approx(added)
+
+
+def test_sparse_heads_that_no_kernel_is_for_are_refused(tmp_path: Path, small: Data) -> None:
+    wide = subject(SEVEN, CARDS, recipe=NAME)[0]
+    recipe = wide.recipe.recipe.model_copy(update={"sparse_head_dims": (64,)})
+    loaded = wide.recipe.model_copy(update={"recipe": recipe})
+    found = list(server_rules.plugin(replace(wide, recipe=loaded)))
+    assert [one.code for one in found] == ["DCA-153"]
+    assert "head dimension 64, not 128" in found[0].what
 
 
 def test_its_own_wheel_is_proven_before_it_is_served(tmp_path: Path) -> None:

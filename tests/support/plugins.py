@@ -58,6 +58,8 @@ SOURCE = {
     "thing_dca/__init__.py": '"""A plugin."""\n\n\ndef register() -> None:\n    """Nothing."""\n',
     "thing_dca/inner/__init__.py": "X = 1\n",
     "thing_dca/py.typed": "",
+    "thing_dca/kernel.ptx": ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry thing()\n{\nret;\n}\n",
+    "sources/kernel.cu": "// not part of the wheel\n",
     "thing_dca/notes.txt": "not part of the wheel\n",
     "thing_dca/__pycache__/__init__.pyc": "not part of the source\n",
 }

@@ -88,9 +88,10 @@ def _check(vllm_config: Any, version: str) -> None:
         vllm_config.attention_config.backend = AttentionBackendEnum[refusals.BACKEND]
     chosen = settings.read(config)
     _logger.info(
-        "Dual chunk attention: chunks of %d tokens, length factor %s.",
+        "Dual chunk attention: chunks of %d tokens, length factor %s, prompts past %s tokens sparse.",
         chosen.chunking.stride,
         f"of the {'whole prompt' if chosen.whole_prompt else 'token'} past {chosen.original}"
         if chosen.original
         else "off",
+        "no number of" if chosen.threshold is None else chosen.threshold,
     )

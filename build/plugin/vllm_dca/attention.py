@@ -8,15 +8,19 @@ what the CPU uses; `flash.FlashAttention` hands them to vLLM's flash-attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .chunking import Chunking
 from .rotary import Rotation, sharpening
 from .spans import Ints, Spans, cut
+
+if TYPE_CHECKING:
+    from .sparse import SparseAttention
 
 # How many queries are merged together: bounds the float32 copies of the three results.
 MERGED = 4096
@@ -43,6 +47,22 @@ class Call:
     attending: Tensor | None = None
 
 
+class SparseSpan(NamedTuple):
+    """A span of queries that is attended sparsely.
+
+    Attributes:
+        request: the row of the batch.
+        start: where its queries begin in the step.
+        queries: how many there are.
+        end: tokens of the request up to its last query.
+    """
+
+    request: int
+    start: int
+    queries: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Step:
     """All that the layers of a model share in one step.
@@ -53,9 +73,11 @@ class Step:
         longest: the most queries of a span.
         positions: int64 `[tokens]`.
         factor: float32 `[tokens]`, what queries are multiplied with; `None` where it is 1 for all.
-        intra: the call for keys of the same chunk.
+        intra: the call for keys of the same chunk; `None` where all spans are sparse.
         successive: for those of the previous chunk; `None` where no query is past the first chunk.
         inter: for those of all older chunks; `None` where no query is past the second chunk.
+        sparse: the spans that have no keys in these calls, and are attended sparsely.
+        blocks: the block table of the step.
     """
 
     tokens: int
@@ -63,9 +85,11 @@ class Step:
     longest: int
     positions: Tensor
     factor: Tensor | None
-    intra: Call
+    intra: Call | None
     successive: Call | None
     inter: Call | None
+    sparse: tuple[SparseSpan, ...]
+    blocks: Tensor
 
 
 class Batch(NamedTuple):
@@ -74,7 +98,7 @@ class Batch(NamedTuple):
     Attributes:
         query_starts: `[requests + 1]`, on the host.
         lengths: `[requests]`, tokens of each request with the step's own, on the host.
-        prompts: `[requests]`, tokens of each request's prompt, on the host, where the factor is the whole prompt's.
+        prompts: `[requests]`, tokens of each request's prompt, on the host, where the layout asks for them.
         table: int32 `[requests, blocks]`, the block table, on the device.
     """
 
@@ -92,15 +116,33 @@ class Layout:
         chunking: the lengths of the chunks.
         block: tokens of a cache block; divides the stride.
         original: `original_max_position_embeddings`; 0 turns the length factor off.
+        whole_prompt: whether the factor is that of the whole prompt.
+        threshold: the longest prompt that is attended densely; `None` where all are.
     """
 
     chunking: Chunking
     block: int
     original: int = 0
+    whole_prompt: bool = False
+    threshold: int | None = None
+
+    @property
+    def asks_for_prompts(self) -> bool:
+        """Whether the length of each request's prompt counts."""
+        return self.threshold is not None or (self.whole_prompt and self.original > 0)
 
     def plan(self, batch: Batch) -> Step:
         """The plan of a step, with what the layers need of it on the device of the block table."""
         spans = cut(batch.query_starts, batch.lengths, self.chunking.stride)
+        chosen = self._sparse(spans, batch.prompts)
+        sparse = tuple(
+            SparseSpan(int(spans.request[at]), begin, end - begin, int(spans.positions[end - 1]) + 1)
+            for at in np.flatnonzero(chosen)
+            for begin, end in [spans.starts[at : at + 2].tolist()]
+        )
+        if sparse:
+            # Those have no keys here; a call of attention passes over them.
+            spans = spans.only(~chosen)
         factors = self._factors(spans, batch.prompts)
         device = _to_device(
             (spans.starts, spans.request, spans.chunk, spans.intra, spans.successive, spans.inter, spans.positions),
@@ -121,7 +163,11 @@ class Layout:
                 table = batch.table[:, :width].index_select(0, request)
             else:
                 table = _shifted(batch.table, request, (chunk - back).clamp(min=0) * blocks, width)
-            attending = None if back == 0 else torch.repeat_interleave(lengths > 0, queries, output_size=len(positions))
+            attending = (
+                None
+                if back == 0 and not sparse
+                else torch.repeat_interleave(lengths > 0, queries, output_size=len(positions))
+            )
             return Call(lengths, table, longest, causal=back == 0, attending=attending)
 
         return Step(
@@ -130,17 +176,26 @@ class Layout:
             longest=spans.longest,
             positions=positions.long(),
             factor=None if factors is None else sharpening(torch.from_numpy(factors).to(starts.device), self.original),
-            intra=call(intra, int(spans.intra.max(initial=0)), 0),
+            intra=None if sparse and chosen.all() else call(intra, int(spans.intra.max(initial=0)), 0),
             successive=call(successive, self.chunking.stride, 1) if past > 0 else None,
             inter=call(inter, int(spans.inter.max(initial=0)), None) if past > 1 else None,
+            sparse=sparse,
+            blocks=batch.table,
         )
+
+    def _sparse(self, spans: Spans, prompts: Ints | None) -> NDArray[np.bool_]:
+        """Which spans are attended sparsely: those that begin inside of a long prompt."""
+        if self.threshold is None or prompts is None:
+            return np.zeros(spans.count, dtype=bool)
+        lengths = prompts[spans.request]
+        return (lengths > self.threshold) & (spans.positions[spans.starts[:-1]] < lengths)
 
     def _factors(self, spans: Spans, prompts: Ints | None) -> Ints | None:
         """The length that each query's factor is of; `None` where the factor is 1 for all."""
         if not self.original:
             return None
         lengths = spans.positions + 1
-        if prompts is not None:
+        if self.whole_prompt and prompts is not None:
             lengths = np.maximum(lengths, prompts[spans.rows])
         return lengths if int(lengths.max(initial=0)) > self.original else None
 
@@ -228,6 +283,7 @@ class DualChunk:
     chunking: Chunking
     rotation: Rotation
     paged: Paged
+    sparse: SparseAttention | None = None
 
     def attend(self, queries: Tensor, cache: Cache, step: Step, table: Tensor, output: Tensor) -> None:
         """Attend, and write the result into the first `step.tokens` rows of `output`.
@@ -249,7 +305,12 @@ class DualChunk:
             if call is not None:
                 rotated = self.rotation.apply(queries, table[places(step.positions)], step.factor)
                 parts.append((*self.paged(rotated, cache, step, call), call.attending))
-        merge(parts, output[: step.tokens])
+        if parts:
+            merge(parts, output[: step.tokens])
+        # Its memory is counted without these.
+        del parts
+        if self.sparse is not None:
+            self.sparse.attend(queries, cache, step, table, output)
 
 
 Part = tuple[Tensor, Tensor, Tensor | None]
@@ -260,7 +321,7 @@ def merge(parts: list[Part], output: Tensor) -> None:
 
     Args:
         parts: for each the result `[tokens, heads, head_dim]`, its log-sum-exp `[heads, tokens]`, and which queries it
-            is defined for, bool `[tokens]`. The first is defined for all.
+            is defined for, bool `[tokens]`. What no part is defined for is undefined in the output too.
         output: as the results.
     """
     if len(parts) == 1:

@@ -23,6 +23,7 @@ from vllm.v1.attention.backend import (
 from . import layers, refusals, settings
 from .attention import MERGED, Batch, Cache, DualChunk, Layout, Paged, Step, halves
 from .rotary import Rotation
+from .sparse import Heads, SparseAttention
 
 # The largest head that flash-attention has kernels for, and what all sizes are multiples of.
 LARGEST_HEAD, HEAD_STEP = 256, 8
@@ -92,9 +93,8 @@ class Builder(AttentionMetadataBuilder[Metadata]):
         chosen = settings.read(config)
         block = int(kv_cache_spec.block_size)
         refusals.reject([reason] if (reason := refusals.undivided(chosen.chunking.stride, block)) else [])
-        self.layout = Layout(chosen.chunking, block, chosen.original)
-        self.whole_prompt = chosen.whole_prompt and chosen.original > 0
-        if self.whole_prompt:
+        self.layout = Layout(chosen.chunking, block, chosen.original, chosen.whole_prompt, chosen.threshold)
+        if self.layout.asks_for_prompts:
             # Only for models with a reference sliding window does the runner hand on how long prompts are. Nothing
             # else of the engine looks at this number while layers have no such window.
             model = vllm_config.model_config
@@ -108,15 +108,16 @@ class Builder(AttentionMetadataBuilder[Metadata]):
         lengths = common.seq_lens_cpu_upper_bound
         lengths = common.seq_lens.cpu() if lengths is None else lengths
         prompts = common.rswa_prefix_lens
-        if self.whole_prompt and prompts is None:
+        asks = self.layout.asks_for_prompts
+        if asks and prompts is None:
             raise RuntimeError(
-                f"vLLM did not say how long the prompts are, which {settings.FACTOR} {settings.PROMPT!r} needs. "
-                f"Choose {settings.TOKEN!r}"
+                f"vLLM did not say how long the prompts are, which {settings.FACTOR} {settings.PROMPT!r} and sparse "
+                f"attention need. Choose {settings.TOKEN!r}, and set sparse_attention_enabled to false"
             )
         batch = Batch(
             query_starts=common.query_start_loc_cpu[: count + 1].numpy(),
             lengths=lengths[:count].numpy(),
-            prompts=prompts[:count].cpu().numpy() if self.whole_prompt and prompts is not None else None,
+            prompts=prompts[:count].cpu().numpy() if asks and prompts is not None else None,
             table=common.block_table_tensor[:count],
         )
         return Metadata(self.layout.plan(batch))
@@ -162,12 +163,28 @@ class Impl(AttentionImpl[Metadata]):
             decoder=attn_type == AttentionType.DECODER,
         )
         refusals.reject(refusals.of_layer(layer))
-        self.rotary = self._rotary(settings.read(cast("Mapping[str, Any]", dual_chunk_attention_config)))
-        self.dual = DualChunk(self.rotary.chunking, self.rotary.rotation, self.paged())
+        config = cast("Mapping[str, Any]", dual_chunk_attention_config)
+        chosen = settings.read(config)
+        self.rotary = self._rotary(chosen)
+        sparse = None if chosen.threshold is None else self._sparse(config, cast("int", layer_idx))
+        self.dual = DualChunk(self.rotary.chunking, self.rotary.rotation, self.paged(), sparse)
 
     def paged(self) -> Paged:
         """What answers the calls of attention."""
         raise NotImplementedError
+
+    def _sparse(self, config: Mapping[str, Any], layer: int) -> SparseAttention:
+        """Sparse attention of this rank's heads."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        from .flash import SparseKernels
+
+        first = get_tensor_model_parallel_rank() * self.num_heads
+        sizes = settings.sizes(config, layer, range(first, first + self.num_heads))
+        longest = get_current_vllm_config().model_config.max_model_len
+        return SparseAttention(
+            self.rotary.chunking, self.rotary.rotation, self.scale, sizes, SparseKernels(self.scale), longest
+        )
 
     def _rotary(self, chosen: settings.Settings) -> layers.DualChunkRotary:
         """The rotary layer that rotates this layer's keys."""
@@ -208,6 +225,10 @@ class Impl(AttentionImpl[Metadata]):
         del rotated_and_parts, turning
         merging = [query.new_empty((min(len(query), MERGED), *query.shape[1:]), dtype=torch.float32) for _ in range(3)]
         del merging
+        if (sparse := self.dual.sparse) is not None:
+            heads = Heads(self.num_heads, self.num_kv_heads, self.head_size, query.element_size())
+            transients = query.new_empty(sparse.most(heads, len(query)), dtype=torch.uint8)
+            del transients
 
 
 class FlashImpl(Impl):

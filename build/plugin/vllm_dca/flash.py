@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.vllm_flash_attn import flash_attn_varlen_func
+from vllm.vllm_flash_attn.flash_attn_interface import sparse_attn_varlen_func
 
+from . import operator
 from .attention import Cache, Call, Step
+from .selection import Lines
+from .sparse import Lists
 
 HOPPER = 9
 
@@ -45,6 +50,41 @@ class FlashAttention:
             fa_version=self.version,
         )
         return out, lse
+
+
+@dataclass(frozen=True)
+class SparseKernels:
+    """The plugin's own kernel, and the sparse attention of vLLM's flash-attention 2; see `sparse.Kernels`."""
+
+    scale: float
+
+    def convert(self, lines: Lines, queries: int, keys: int, causal: bool) -> Lists:
+        """See `sparse.Kernels`."""
+        return operator.convert(lines, queries, keys, causal)
+
+    def attend(self, queries: Tensor, pair: tuple[Tensor, Tensor], lists: Lists, causal: bool) -> tuple[Tensor, Tensor]:
+        """See `sparse.Kernels`.
+
+        One sequence a call: the kernel writes the log-sum-exp of each sequence as if it were as long as the longest,
+        which for more of them is another layout than that of the result, and past its end.
+        """
+        tokens, keys = len(queries), len(pair[0])
+        starts = torch.tensor([[0, tokens], [0, keys]], dtype=torch.int32, device=queries.device)
+        out, lse = sparse_attn_varlen_func(
+            queries,
+            *pair,
+            *lists,
+            cu_seqlens_q=starts[0],
+            cu_seqlens_k=starts[1],
+            max_seqlen_q=tokens,
+            max_seqlen_k=keys,
+            softmax_scale=self.scale,
+            causal=causal,
+            return_softmax_lse=True,
+        )
+        lse = lse.reshape(queries.shape[1], tokens)
+        # The kernel's sign of a query without keys.
+        return out, lse.masked_fill(lse == torch.inf, -torch.inf)
 
 
 def choose(major: int, asked: int | None) -> int:

@@ -19,6 +19,10 @@ OVERRIDE = "DCA_ALLOW_UNPROVEN_VLLM"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 BACKEND = "DUAL_CHUNK_ATTENTION"
 PLUGIN = "dual_chunk_attention"
+# Tests set it in a process that they have given kernels for a CPU.
+SPARSE_ON_CPU = False
+# The head dimension of vLLM's sparse kernels, and how many queries of a span choose what it attends.
+SPARSE_DIM, VOTERS = 128, 64
 
 
 class RejectedError(ValueError):
@@ -44,6 +48,9 @@ class Facts:
         context_parallel: ranks that share the context of a request, for decoding or prefill.
         prefix_caching: whether prefixes are cached, or a connector hands keys on.
         flash_version: the flash-attention version that was asked for; `None` for none.
+        layers: of the model.
+        heads: of a layer, of the queries.
+        dim: of a head.
     """
 
     config: Any
@@ -60,6 +67,9 @@ class Facts:
     context_parallel: int
     prefix_caching: bool
     flash_version: int | None
+    layers: int
+    heads: int
+    dim: int
 
 
 def unproven(version: str) -> str | None:
@@ -79,15 +89,28 @@ def _unusable(facts: Facts) -> str | None:
 
 
 def _sparse(facts: Facts) -> str | None:
-    table, enabled = facts.config.get("sparse_attention_config"), facts.config.get("sparse_attention_enabled")
-    if enabled or (table and enabled is None):
-        return (
-            "the model's prompts past sparse_attention_threshold are attended sparsely, which this plugin cannot do. "
-            "Dense attention gives the same answers or better ones, and takes longer. Set "
-            "sparse_attention_enabled to false in dual_chunk_attention_config, by config.json or --hf-overrides, to "
-            "serve it densely"
+    if not settings.is_sparse(facts.config):
+        return None
+    table = facts.config.get("sparse_attention_config")
+    if not table:
+        wrong = "has no sparse_attention_config. Restore the model's sparse_attention_config.json, or s"
+    elif lacking := settings.lacking(table, facts.layers, facts.heads):
+        wrong = f"has an unusable sparse_attention_config: {lacking}. Use the model's own, or s"
+    elif facts.config.get("sparse_attention_last_q", VOTERS) != VOTERS:
+        wrong = (
+            f"lets another number of queries than {VOTERS} choose the keys (sparse_attention_last_q). Remove it, or s"
         )
-    return None
+    elif facts.dim != SPARSE_DIM:
+        wrong = f"has heads of {facts.dim}, and vLLM's sparse kernels are for {SPARSE_DIM}. S"
+    elif facts.on_cpu and not SPARSE_ON_CPU:
+        wrong = "there are no sparse kernels for a CPU. S"
+    else:
+        return None
+    return (
+        f"the model attends long prompts sparsely, and {wrong}et sparse_attention_enabled to false in "
+        f"{settings.KEY}, by config.json or --hf-overrides: dense attention gives the same answers or better ones, and "
+        "takes longer"
+    )
 
 
 def _cache(facts: Facts) -> str | None:
@@ -298,6 +321,9 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
         context_parallel=max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size),
         prefix_caching=bool(cache.enable_prefix_caching) or vllm_config.kv_transfer_config is not None,
         flash_version=attention.flash_attn_version,
+        layers=int(text.num_hidden_layers),
+        heads=int(text.num_attention_heads),
+        dim=int(model.get_head_size()),
     )
 
 

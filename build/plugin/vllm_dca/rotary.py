@@ -28,10 +28,13 @@ class Rotation:
     neox: bool = True
 
     def table(self, rows: int, device: torch.device | None = None) -> Tensor:
-        """Cosines, then sines, of positions 0 to `rows - 1`: float32 `[rows, dim]`, computed in float64."""
-        exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device) / self.dim
-        places = torch.arange(rows, dtype=torch.float64, device=device)
-        angles = torch.outer(places, self.base**-exponents)
+        """The rows of positions 0 to `rows - 1`."""
+        return self.rows(torch.arange(rows, device=device))
+
+    def rows(self, places: Tensor) -> Tensor:
+        """Cosines, then sines, of positions `[tokens]`: float32 `[tokens, dim]`, computed in float64."""
+        exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device=places.device) / self.dim
+        angles = torch.outer(places.double(), self.base**-exponents)
         return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
     def apply(self, heads: Tensor, rows: Tensor, factor: Tensor | None = None) -> Tensor:

@@ -12,6 +12,11 @@ from .chunking import Chunking
 KEY = "dual_chunk_attention_config"
 # In `dual_chunk_attention_config`: which length sharpens a query, its own position's or the whole prompt's.
 FACTOR, TOKEN, PROMPT = "length_factor", "token", "prompt"
+# The longest prompt that is attended densely, where the config does not say; and the vertical lines that a number of
+# them stands for where it does not stand for itself.
+THRESHOLD, RAISED = 32_768, {30: 130}
+# Fewer slash lines may leave a query without its own key.
+LEAST_SLASH = 100
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,13 @@ class Settings:
         chunking: the lengths of the chunks.
         original: `original_max_position_embeddings`; 0 turns the length factor off.
         whole_prompt: whether the factor is that of the whole prompt, as in the fork.
+        threshold: the longest prompt that is attended densely; `None` where all are.
     """
 
     chunking: Chunking
     original: int
     whole_prompt: bool
+    threshold: int | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,40 @@ def unusable(config: Any) -> str | None:
         return f"original_max_position_embeddings must be a number of tokens, not {original!r}"
     if config.get(FACTOR, TOKEN) not in (TOKEN, PROMPT):
         return f"{FACTOR} must be {TOKEN!r} or {PROMPT!r}, not {config[FACTOR]!r}"
+    threshold = config.get("sparse_attention_threshold", THRESHOLD)
+    if not _is_count(threshold):
+        return f"sparse_attention_threshold must be a number of tokens, not {threshold!r}"
     return None
+
+
+def is_sparse(config: Mapping[str, Any]) -> bool:
+    """Whether long prompts are attended sparsely: as the config says, else if it has a table."""
+    enabled = config.get("sparse_attention_enabled")
+    return bool(config.get("sparse_attention_config") if enabled is None else enabled)
+
+
+def lacking(table: Any, layers: int, heads: int) -> str | None:
+    """What a sparse table lacks for a model of so many layers and heads; `None` if nothing."""
+    if not isinstance(table, list) or len(table) < layers:
+        return f"it must be a list of {layers} layers"
+    for number, layer in enumerate(table[:layers]):
+        for head in map(str, range(heads)):
+            entry = layer.get(head) if isinstance(layer, Mapping) else None
+            if not isinstance(entry, list) or len(entry) < 3 or not all(map(_is_count, entry[1:3])):
+                return f"layer {number} has no entry of lines for head {head}"
+            if entry[0] != "vertical_and_slash":
+                return f"layer {number}, head {head} is of the type {entry[0]!r}, not 'vertical_and_slash'"
+            if entry[1] < 1 or entry[2] < LEAST_SLASH:
+                return (
+                    f"layer {number}, head {head} needs a vertical line and {LEAST_SLASH} slash lines, not {entry[1:3]}"
+                )
+    return None
+
+
+def sizes(config: Mapping[str, Any], layer: int, heads: range) -> tuple[tuple[int, int], ...]:
+    """How many vertical and slash lines some heads of a layer get, by a table that lacks nothing."""
+    entries = config["sparse_attention_config"][layer]
+    return tuple((RAISED.get(entry[1], entry[1]), entry[2]) for entry in (entries[str(head)] for head in heads))
 
 
 def read(config: Mapping[str, Any]) -> Settings:
@@ -78,6 +118,7 @@ def read(config: Mapping[str, Any]) -> Settings:
         chunking=Chunking(config["chunk_size"], config["local_size"]),
         original=config.get("original_max_position_embeddings") or 0,
         whole_prompt=config.get(FACTOR, TOKEN) == PROMPT,
+        threshold=config.get("sparse_attention_threshold", THRESHOLD) if is_sparse(config) else None,
     )
 
 

@@ -12,7 +12,7 @@ Everything here is vectorised over requests and runs on the host, once a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -54,6 +54,12 @@ class Spans:
     def longest(self) -> int:
         """The most queries that a span has; 0 without spans."""
         return int(np.diff(self.starts).max(initial=0))
+
+    def only(self, kept: NDArray[np.bool_]) -> Spans:
+        """The same spans, of which those that are not kept are in the first chunk and have no keys."""
+        parts = (self.chunk, self.intra, self.successive, self.inter)
+        chunk, intra, successive, inter = (np.where(kept, part, 0) for part in parts)
+        return replace(self, chunk=chunk, intra=intra, successive=successive, inter=inter)
 
     def one_each(self, requests: int) -> bool:
         """Whether span number i is request number i, for all `requests` of the batch, so that no row is shifted."""

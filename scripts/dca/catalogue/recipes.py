@@ -639,7 +639,7 @@ class Recipe(Value):
         return self
 
 
-_OF_ENGINES = {"official_wheel", "companions", "full", "kernels", "smoke", "caps", "sparse_head_dims", "auto_dtypes"}
+_OF_ENGINES = {"official_wheel", "companions", "full", "kernels", "smoke", "caps", "auto_dtypes"}
 """What a plugin lacks because it compiles nothing and copies nothing."""
 
 

@@ -29,29 +29,8 @@ def settings(subject: Subject) -> Iterator[Finding]:
 
 def table(subject: Subject) -> Iterator[Finding]:
     """The sparse table next to it, and the kernels for it."""
-    if subject.plugin is not None:
-        yield from _dense(subject)
-        return
     yield from _findings(subject, "a sparse table for every layer and head", table=True)
     yield from _sparse_heads(subject)
-
-
-def _dense(subject: Subject) -> Iterator[Finding]:
-    """No sparse table, which a plugin refuses because it attends densely."""
-    wanted = f"no sparse attention: sparse_attention_enabled is false in {DUAL}"
-    settings = config_of(subject.model) if subject.model else ""
-    dual = settings.get(DUAL) if isinstance(settings, dict) else None
-    if subject.model is None:
-        yield _unnamed(wanted)
-    elif not isinstance(dual, dict):
-        yield Finding("fine", "no dual chunk attention", wanted)
-    else:
-        folder = subject.model if subject.model.is_dir() else subject.model.parent
-        enabled, table = dual.get("sparse_attention_enabled"), dual.get("sparse_attention_config")
-        sparse = enabled or (enabled is None and (table or config.table_of(folder) is not None))
-        found = "a sparse table, which the plugin refuses" if sparse else "dense"
-        remedy = f"set sparse_attention_enabled to false in {DUAL} of config.json"
-        yield Finding("wrong" if sparse else "fine", found, wanted, remedy)
 
 
 def _sparse_heads(subject: Subject) -> Iterator[Finding]:

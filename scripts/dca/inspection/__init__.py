@@ -15,7 +15,7 @@ from packaging.utils import InvalidWheelFilename
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
-from dca.catalogue.recipes import PLUGINS_GROUP
+from dca.catalogue.recipes import PLUGIN, PLUGINS_GROUP
 from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
@@ -145,7 +145,10 @@ def _inspect(
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
-        if record and record.hashes.get(module.path) != module.sha256
+        if record
+        and record.hashes.get(module.path) != module.sha256
+        # A plugin's texts are part of its source, whose hash its plan has.
+        and not (module.is_text and record.profile == PLUGIN)
     ]
     interfaces = [path for path in names if path.endswith(f"/{INTERFACE}")]
     return Inspection(

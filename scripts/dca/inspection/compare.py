@@ -35,7 +35,9 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
             differences += _code(module, planned, inspection.recorded) + _ops(module, planned, damaged=damaged)
     planned_paths = {planned.path for planned in plan.modules}
     differences += [
-        f"{module.path} was not planned." for module in inspection.modules if module.path not in planned_paths
+        f"{module.path} was not planned."
+        for module in inspection.modules
+        if module.path not in planned_paths and not (module.is_text and plan.profile == PLUGIN)
     ]
     return list(dict.fromkeys(differences))
 

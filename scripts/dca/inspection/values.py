@@ -108,6 +108,11 @@ class InspectedModule(Value):
     newer: tuple[str, ...] = ()
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is PTX alone, in a file of its own: a source that the driver compiles, and nothing compiled."""
+        return self.kind == "PTX"
+
+    @property
     def ops(self) -> tuple[str, ...] | None:
         """Names of its ops, with their namespaces if known."""
         if self.schemas is None:

@@ -260,7 +260,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
 def _dense_notes(shape: Shape) -> Iterator[str]:
     if shape.merged:
         yield "no GPU has run the plugin: check its answers before you rely on them (dca serve check)."
-    if shape.merged or (shape.dual_chunk and not shape.sparse):
+    if (shape.merged or shape.dual_chunk) and not shape.vertical:
         yield "without a sparse table attention runs dense, 3 to 7 times slower at a million tokens."
 
 

@@ -319,15 +319,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
                 f"nobody has run the kernels of {recipe.name} on a GPU of compute capability {arch} yet.",
                 "prove them on the GPU first: dca smoke WHEEL --level gpu.",
             )
-    sparse = subject.recipe.recipe.sparse_head_dims
-    if subject.shape.sparse and sparse and subject.shape.head_dim not in sparse:
-        yield _error(
-            "DCA-153",
-            f"the sparse kernels of {subject.recipe.recipe.name} are for head dimension "
-            f"{' and '.join(map(str, sparse))}, not {subject.shape.head_dim}: the first prompt past the sparse "
-            "threshold would stop the engine.",
-            "set sparse_attention_enabled to false in dual_chunk_attention_config of config.json.",
-        )
+    yield from _sparse_heads(subject)
     if subject.dtype not in KERNEL_DTYPES:
         yield _error(
             "DCA-153",
@@ -372,17 +364,24 @@ def refused(subject: Subject) -> Iterator[Finding]:
         yield _error("DCA-154", *_undivided(asked.block_size, shape.chunk))
 
 
-def plugin(subject: Subject) -> Iterator[Finding]:
-    """DCA-153, 154 and 155: what a plugin for dual chunk attention refuses, or where it would not be there."""
-    shape, asked, published = subject.shape, subject.asked, subject.published
-    if not shape.merged:
-        return
-    if published.sparse:
+def _sparse_heads(subject: Subject) -> Iterator[Finding]:
+    recipe, shape = subject.recipe.recipe, subject.shape
+    if shape.vertical and recipe.sparse_head_dims and shape.head_dim not in recipe.sparse_head_dims:
         yield _error(
             "DCA-153",
-            "the plugin attends densely, and refuses a model with a sparse table.",
+            f"the sparse kernels of {recipe.name} are for head dimension "
+            f"{' and '.join(map(str, recipe.sparse_head_dims))}, not {shape.head_dim}: the first prompt past the "
+            "sparse threshold would stop the engine.",
             "set sparse_attention_enabled to false in dual_chunk_attention_config of config.json.",
         )
+
+
+def plugin(subject: Subject) -> Iterator[Finding]:
+    """DCA-153, 154 and 155: what a plugin for dual chunk attention refuses, or where it would not be there."""
+    shape, asked = subject.shape, subject.asked
+    if not shape.merged:
+        return
+    yield from _sparse_heads(subject)
     for arch in subject.gpus.archs:
         if order(arch) < order(OLDEST_PLUGIN):
             yield _error(

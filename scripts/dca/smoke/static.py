@@ -69,9 +69,9 @@ def _cases(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
 def _plugin(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
     """The cases of a plugin's wheel; RECORD and tags are part of the first."""
     yield _case("files", "its files and tags match its own metadata", list(inspected.problems))
-    compiled = [f"{module.path} is compiled code" for module in inspected.modules]
+    compiled = [f"{module.path} is compiled code" for module in inspected.modules if not module.is_text]
     compiled += [f"its tag is {tag}" for tag in inspected.tags if not tag.startswith("py3-none-any")]
-    yield _case("pure", "it is Python alone, so that it runs wherever its engine does", compiled)
+    yield _case("pure", "it has no compiled code, so that it runs wherever its engine does", compiled)
     wanted = recipe.engine.requirement if recipe.engine else ""
     wrong = [] if inspected.engine == wanted else [f"it requires {inspected.engine or 'no engine'}, not {wanted}"]
     yield _case("engine", f"it requires exactly {wanted}", wrong)

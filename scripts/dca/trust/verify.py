@@ -225,13 +225,14 @@ def _recorded(inspected: Inspection, record: Json) -> Finding:
             return Finding(check="record", status="wrong", says="its dca.json is damaged.")
         says = "what it was built from (it has no readable dca.json)."
         return Finding(check="record", status="not proven", says=says)
+    compiled = [module for module in inspected.modules if not module.is_text]
     if absent := sorted(set(inspected.recorded.hashes) - {module.path for module in inspected.modules}):
         return Finding(check="record", status="wrong", says=f"its dca.json names {', '.join(absent)}, which it lacks.")
     return Finding(
         check="record",
         status="proven",
-        says=f"its {len(inspected.modules)} modules match its dca.json, of plan {inspected.recorded.plan}."
-        if inspected.modules
+        says=f"its {len(compiled)} modules match its dca.json, of plan {inspected.recorded.plan}."
+        if compiled
         else f"it has no compiled modules, as its dca.json says, of plan {inspected.recorded.plan}.",
     )
 

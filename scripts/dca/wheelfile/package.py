@@ -204,7 +204,7 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
 
 
 def _plugin_files(job: Job) -> dict[str, bytes | Path]:
-    """The Python part of a plugin's wheel: its package, and metadata that require exactly its engine.
+    """A plugin's package, with the PTX of its kernels, and metadata that require exactly its engine.
 
     Raises:
         DcaError: DCA-703 if its source has no such package.
@@ -214,7 +214,7 @@ def _plugin_files(job: Job) -> dict[str, bytes | Path]:
     files: dict[str, bytes | Path] = {
         f"{name}/{relative}": path
         for relative, path in store.walk(root / name, skip=not_source)
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".ptx") or path.name == "py.typed"
     }
     if f"{name}/__init__.py" not in files:
         raise DcaError(

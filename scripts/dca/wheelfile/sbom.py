@@ -15,9 +15,10 @@ from packaging.utils import canonicalize_name
 
 from dca import __version__
 from dca.catalogue.plan import Plan
-from dca.catalogue.recipes import FolderSource, Recipe, SdistSource
+from dca.catalogue.recipes import PLUGIN, FolderSource, Recipe, SdistSource, not_source
 from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import Job
+from dca.foundation import store
 from dca.sources.fetch import Applied, FetchedSource, Tree
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def sbom(job: Job, build: Build) -> bytes:
     makers, fixes, device_tools = list(_makers(plan, build)), list(_fixes(build)), list(_device_tools(build))
     official = _official(recipe) if plan.copied else None
     modules = {module.path: _file(module.path, module.sha256, _origin(module)) for module in build.modules}
+    modules |= _texts(job)
     engine = _engine(recipe)
     every = [
         *([engine] if engine else []),
@@ -224,6 +226,16 @@ def _engine(recipe: Recipe) -> Component | None:
         return None
     name, version = canonicalize_name(recipe.engine.package), recipe.engine.version
     return _component("engine", _Package(name, version, f"pkg:pypi/{name}"), properties={"engine": "required"})
+
+
+def _texts(job: Job) -> dict[str, Component]:
+    """The PTX of a plugin, which its source has as it is, by path in the wheel."""
+    if job.plan.profile != PLUGIN:
+        return {}
+    name = canonicalize_name(job.recipe.package).replace("-", "_")
+    found = store.walk(job.tree.path("source") / name, skip=not_source)
+    texts = {f"{name}/{relative}": path for relative, path in found if path.suffix == ".ptx"}
+    return {place: _file(place, store.sha256_file(path), {"origin": "source"}) for place, path in texts.items()}
 
 
 def _origin(module: BuiltModule) -> dict[str, str]:

@@ -142,7 +142,7 @@ def compute(drawn: Drawn, tensors: list[Tensors], plugin: Any, padding: int = 0)
     starts = np.cumsum([0, *(request.queries for request in drawn.requests)])
     lengths = np.array([request.length for request in drawn.requests])
     prompts = np.array([request.prompt for request in drawn.requests]) if drawn.whole_prompt else None
-    layout = attention.Layout(chunking, drawn.block, drawn.original)
+    layout = attention.Layout(chunking, drawn.block, drawn.original, drawn.whole_prompt)
     step = layout.plan(attention.Batch(starts, lengths, prompts, blocks))
     queries = torch.cat([each.q for each in tensors]).float()
     # What is past the step's own queries is anything at all.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import os
 import sys
 import types
@@ -20,7 +19,7 @@ from tiny import Tiny, make
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "block_size": 32, "skip_tokenizer_init": True}
-HALVED = [{"0": ["vertical_and_slash", 100, 800, 1]}] * 2
+TABLE = ((100, 800), (100, 800))
 
 # The model's config, options, variables, whether a sparse table lies beside the weights, and what the message has.
 REJECTED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str], bool, str]] = {
@@ -35,7 +34,7 @@ REJECTED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str], bool, 
         False,
         "speculative decoding",
     ),
-    "sparse": (DUAL, {}, {}, True, "sparse_attention_enabled to false"),
+    "sparse": (DUAL, {}, {}, True, "heads of 32"),
     "numbers": (DUAL | {"local_size": 128}, {}, {}, False, "local_size must be less"),
     "factor": (DUAL | {"length_factor": "x"}, {}, {}, False, "length_factor must be"),
     "reuse": (
@@ -57,9 +56,7 @@ def configure(folder: Path, dual: dict[str, Any] | None, options: dict[str, Any]
     """The configuration of an engine."""
     from vllm.engine.arg_utils import EngineArgs
 
-    make(folder, Tiny(heads=2, kv_heads=1, dim=32, dual=dual))
-    if table:
-        (folder / "sparse_attention_config.json").write_text(json.dumps(HALVED))
+    make(folder, Tiny(heads=2, kv_heads=1, dim=32, dual=dual, table=TABLE if table else ()))
     return EngineArgs(model=str(folder), **OPTIONS | options).create_engine_config()
 
 
@@ -147,21 +144,22 @@ def signatures() -> None:
 
     folder = Path(vllm.__file__).parent / "vllm_flash_attn"
     if folder.is_dir():
-        tree = ast.parse((folder / "flash_attn_interface.py").read_text())
-        (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "flash_attn_varlen_func")
-        known = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
-        calls = [
-            n
-            for n in ast.walk(ast.parse(Path(backend.__file__).with_name("flash.py").read_text()))
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "flash_attn_varlen_func"
-        ]
-        (call,) = calls
-        assert {one.arg for one in call.keywords} <= known
-        assert not call.args
-        assert "flash_attn_varlen_func" in (folder / "__init__.py").read_text()
-        print("flash-attention's signature fits")
+        theirs = ast.parse((folder / "flash_attn_interface.py").read_text())
+        ours = ast.walk(ast.parse(Path(backend.__file__).with_name("flash.py").read_text()))
+        calls = {n.func.id: n for n in ours if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        # Queries, keys and values, and the four lists, are given by their place.
+        first = ("q", "k", "v", "block_count", "block_offset", "column_count", "column_index")
+        for name, placed in (("flash_attn_varlen_func", ()), ("sparse_attn_varlen_func", first)):
+            (function,) = (n for n in theirs.body if isinstance(n, ast.FunctionDef) and n.name == name)
+            known = [one.arg for one in (*function.args.args, *function.args.kwonlyargs)]
+            assert known[: len(placed)] == list(placed)
+            assert {one.arg for one in calls[name].keywords} <= set(known[len(placed) :])
+            assert len(calls[name].args) == (3 if placed else 0)
+        # That one is the package's own, too.
+        assert "    flash_attn_varlen_func," in (folder / "__init__.py").read_text()
+        print("flash-attention's signatures fit")
     else:
-        print("no Python of flash-attention here: its signature was not compared")
+        print("no Python of flash-attention here: its signatures were not compared")
     assert len(inspect.signature(_custom_ops.reshape_and_cache_flash).parameters) == 8
 
 
@@ -169,6 +167,7 @@ def with_a_stand_in_of_flash_attention() -> None:
     """A function with flash-attention's arguments, computed by plain PyTorch, gives the same attention."""
     import random
 
+    import stand_ins
     import torch
     from drawn import draw, error, installed
 
@@ -179,7 +178,7 @@ def with_a_stand_in_of_flash_attention() -> None:
     def varlen(**given: Any) -> tuple[Any, Any]:
         asked.append(given)
         assert given["return_softmax_lse"] is True
-        step = attention.Step(len(given["q"]), given["cu_seqlens_q"], 0, None, None, None, None, None)  # type: ignore[arg-type]
+        step = attention.Step(len(given["q"]), given["cu_seqlens_q"], 0, None, None, None, None, None, (), None)
         lengths, longest = given["seqused_k"], given["max_seqlen_k"]
         assert int(lengths.max()) <= longest
         assert int(torch.diff(given["cu_seqlens_q"]).max()) == given["max_seqlen_q"]
@@ -191,9 +190,7 @@ def with_a_stand_in_of_flash_attention() -> None:
         none = torch.repeat_interleave(lengths == 0, torch.diff(given["cu_seqlens_q"]).long())
         return out.masked_fill(none[:, None, None], 0), lse.masked_fill(none, torch.inf)
 
-    stand_in = types.ModuleType("vllm.vllm_flash_attn")
-    stand_in.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
-    sys.modules["vllm.vllm_flash_attn"] = stand_in
+    stand_ins.register(varlen)
     from vllm_dca import flash
 
     plugin = installed()

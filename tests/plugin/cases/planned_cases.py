@@ -73,6 +73,7 @@ def test_one_decode_a_request_in_the_first_chunk_copies_no_table() -> None:
     table = torch.arange(12, dtype=torch.int32).view(3, 4)
     layout = attention.Layout(Chunking(24, 8), 8)
     step = layout.plan(attention.Batch(np.arange(4), np.array([1, 9, 16]), None, table))
+    assert step.intra is not None
     assert step.intra.table is table
     assert step.successive is None
     assert step.inter is None
@@ -80,6 +81,7 @@ def test_one_decode_a_request_in_the_first_chunk_copies_no_table() -> None:
     assert step.successive is not None
     assert step.inter is not None
     assert step.inter.table is table
+    assert step.intra is not None
     assert step.intra.table.shape == (3, 1)
     assert step.successive.table.shape == (3, 2)
 
@@ -88,6 +90,7 @@ def test_tables_are_as_wide_as_the_longest_needs() -> None:
     table = torch.zeros(2, 1000, dtype=torch.int32)
     layout = attention.Layout(Chunking(80, 16), 8)
     step = layout.plan(attention.Batch(np.array([0, 70, 72]), np.array([150, 70]), None, table))
+    assert step.intra is not None
     assert step.intra.table.shape[1] == 8
     assert step.successive is not None
     assert step.successive.table.shape[1] == 8

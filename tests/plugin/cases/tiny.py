@@ -20,13 +20,25 @@ ONE_CHUNK = oracle.Chunking(2**20 + 1, 1)
 
 @dataclass(frozen=True)
 class Tiny:
-    """A model: its heads, and its `dual_chunk_attention_config`, if it has one."""
+    """A model.
+
+    Attributes:
+        heads: of the queries.
+        kv_heads: of the keys.
+        dim: of a head.
+        dual: its `dual_chunk_attention_config`, if it has one.
+        seed: of its weights.
+        table: how many vertical and slash lines each head gets, in every layer, if long prompts are attended sparsely.
+        positions: tokens of the longest request.
+    """
 
     heads: int = 4
     kv_heads: int = 2
     dim: int = 64
     dual: dict[str, Any] | None = None
     seed: int = 0
+    table: tuple[tuple[int, int], ...] = ()
+    positions: int = 1024
 
     @property
     def hidden(self) -> int:
@@ -45,7 +57,7 @@ def make(folder: Path, tiny: Tiny) -> None:
         "num_attention_heads": tiny.heads,
         "num_key_value_heads": tiny.kv_heads,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": tiny.positions,
         "rope_theta": BASE,
         "rms_norm_eps": EPSILON,
         "hidden_act": "silu",
@@ -58,6 +70,9 @@ def make(folder: Path, tiny: Tiny) -> None:
     if tiny.dual:
         config["dual_chunk_attention_config"] = tiny.dual
     (folder / "config.json").write_text(json.dumps(config))
+    if tiny.table:
+        layer = {str(head): ["vertical_and_slash", *sizes, 1.0] for head, sizes in enumerate(tiny.table)}
+        (folder / "sparse_attention_config.json").write_text(json.dumps([layer] * LAYERS))
     save_file(_weights(tiny), str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -93,7 +108,29 @@ def _weights(tiny: Tiny) -> dict[str, Tensor]:
     return weights
 
 
-def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int) -> Tensor:
+def _attended(q: Tensor, k: Tensor, v: Tensor, dual: oracle.DualChunk, sparse: Sparse | None) -> Tensor:
+    """Dual chunk attention of a whole sequence: by the distance of every pair, or as a step attends it sparsely."""
+    if sparse is None:
+        return oracle.plain_attention(q, k, v, dual).out
+    parts = []
+    for begin in range(0, sparse.prompt, sparse.piece):
+        end = min(begin + sparse.piece, sparse.prompt)
+        parts.append(oracle.sparse_prefill(q[begin:end], k[:end], v[:end], dual, list(sparse.sizes))[0].out)
+    # Generated tokens are attended densely.
+    parts.append(oracle.plain_attention(q[sparse.prompt :], k, v, dual).out)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """How a prompt is attended sparsely: its tokens, those of a step, and the lines of each head."""
+
+    prompt: int
+    piece: int
+    sizes: tuple[tuple[int, int], ...]
+
+
+def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int, piece: int = 0) -> Tensor:
     """Log-probabilities `[tokens, vocabulary]` of what follows each token, in float32, without a cache or blocks.
 
     Args:
@@ -101,7 +138,9 @@ def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int) -> Ten
         tiny: what it was made from.
         tokens: prompt and answer.
         prompt: how many of them are the prompt's.
+        piece: tokens of a step of its prefill, if it is attended sparsely.
     """
+    sparse = Sparse(prompt, piece, tiny.table) if piece else None
     weights = load_file(str(folder / "model.safetensors"))
     chosen = tiny.dual or {}
     chunking = oracle.Chunking(chosen["chunk_size"], chosen["local_size"]) if chosen else ONE_CHUNK
@@ -123,7 +162,7 @@ def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int) -> Ten
         )
         q, k, v = (each.unflatten(-1, (-1, tiny.dim)) for each in (q, k, v))
         q = q * torch.tensor(factors)[:, None, None]
-        attended = oracle.plain_attention(q, k, v, dual).out
+        attended = _attended(q, k, v, dual, sparse)
         x = x + attended.flatten(1) @ own["self_attn.o_proj.weight"].T
         y = norm(x, own["post_attention_layernorm.weight"])
         gate = torch.nn.functional.silu(y @ own["mlp.gate_proj.weight"].T)
