@@ -122,7 +122,7 @@ def test_a_wrong_integer_is_seen(chance: random.Random) -> None:
     assert not one.right()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.network
 def test_behind_the_emulated_device_the_plugin_launches_it(
     build_python: Path, dca: RunDca, cache: Store, tmp_path: Path

@@ -55,7 +55,7 @@ def test_every_single_fault_in_plan_and_merge_is_found(build_python: Path, tmp_p
     assert "single faults" in run(build_python, "faulty_cases.py", tmp_path, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sparse_attention_is_right_with_stand_ins_of_the_kernels_and_holds_what_the_server_plan_counts(
     build_python: Path, tmp_path: Path
 ) -> None:

@@ -235,10 +235,11 @@ COUNTED = (
 def test_here_is_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for heads, kv_heads, *lines, queries, longest in COUNTED:
-        sizes = (lines[0], lines[1])
-        taken = sparse.grouped(sparse.Heads(heads, kv_heads, 128, 2), sizes, queries, longest)
-        given = (heads, kv_heads, *sizes, queries, longest)
-        found.append({"given": given, "counted": vars(sparse.transients(taken, sizes, queries, longest))})
+        sizes, given = (lines[0], lines[1]), (heads, kv_heads, *lines, queries, longest)
+        # As a span's queries are, which `SparseAttention.most` sees to.
+        most = min(queries, longest)
+        taken = sparse.grouped(sparse.Heads(heads, kv_heads, 128, 2), sizes, most, longest)
+        found.append({"given": given, "counted": vars(sparse.transients(taken, sizes, most, longest))})
     with capsys.disabled():
         print("\ncounted:", json.dumps(found))
 
