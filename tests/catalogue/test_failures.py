@@ -539,6 +539,7 @@ def test_a_log_is_explained(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_standard_input_is_explained_as_json() -> None:
     document = json.loads(run("-", "--json", log=NEEDLE).stdout)
     assert (document["schema"], document["log"], document["found"][0]["id"]) == (

@@ -216,6 +216,7 @@ def test_every_way_to_run_out_of_memory_is_tried_again_with_fewer(
     assert "run the same command again" in error.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

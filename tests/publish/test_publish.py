@@ -260,6 +260,7 @@ def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
     assert "smoke test failed" in refused("DCA-901", tmp_path / "index", wheel, evidence=[report]).what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "fine"),
     [

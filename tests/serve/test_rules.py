@@ -86,6 +86,7 @@ RIGHT: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changed", "wanted"), WRONG, ids=lambda one: json.dumps(one)[:60])
 def test_a_wrong_choice_is_found_before_anything_is_started(changed: dict[str, Any], wanted: list[str]) -> None:
     given = {**GOOD, **changed}
@@ -100,6 +101,7 @@ def test_a_wrong_choice_is_found_before_anything_is_started(changed: dict[str, A
     assert refused.value.code == made.errors[0].code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", RIGHT, ids=lambda one: json.dumps(one)[:60])
 def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
     given = {**GOOD, **changed}
@@ -257,6 +259,7 @@ def groups(*bits: object, size: int | None = None) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "bits", "assumed"),
     [
@@ -403,6 +406,7 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert any("does not have its backend" in one for one in found_by_wheel(SEVEN, without))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "changed", "recipe", "lacks"),
     [

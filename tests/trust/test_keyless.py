@@ -55,6 +55,7 @@ def test_what_a_stand_in_vouches_for_is_opened_by_that_identity_alone(trust: Pat
             keyless.identity(name, issuer, trust).opened(bundle)
 
 
+@pytest.mark.slow
 def test_another_instance_is_not_believed(trust: Path, tmp_path: Path) -> None:
     bundle = keyless.signer(trust).sign(STATEMENT)
     other = tmp_path / "other.json"
