@@ -86,7 +86,7 @@ def test_as_host_code_it_is_exact(on_host: ctypes.CDLL, chance: random.Random, s
         through_host(on_host, asked(one))
         assert one.right(), (one.lengths, one.vertical, one.slash, one.causal)
         count += 1
-    assert count > 10
+    assert count
 
 
 @pytest.mark.slow

@@ -104,6 +104,16 @@ RECORD: dict[str, tuple[Any, ...]] = {
     "yanked": TEXTS,
     "links_to": LINKS,
     "state": ("removed", "", "../../keep.txt"),
+    "variant": (
+        *({"label": label, "properties": {}} for label in (*PATHS, "cu124", "null\n")),
+        {"label": "null", "properties": {"nvidia": {"sm_arch": ["90_real"]}}},
+        {"label": "cu124", "properties": {"nvidia": {}}},
+        {"label": "cu124", "properties": {"../..": {"sm_arch": ["90_real"]}}},
+        {"label": "cu124", "properties": {"nvidia": {"sm_arch": ["../.."]}}},
+        {},
+        [],
+        "cu124",
+    ),
 }
 EVIDENCE: dict[str, tuple[Any, ...]] = {
     "kind": (*PATHS, "smoke", "Inspection", "inspection\n"),
