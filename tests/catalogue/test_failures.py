@@ -150,16 +150,23 @@ def test_a_remedy_says_what_to_do(failure: Failure) -> None:
     assert failure.cause.endswith(".")
 
 
+def _before(failure: Failure) -> str:
+    """Other lines above a failure; none where they make the same text another failure."""
+    others = [other for other in LOUD if other is not failure and set(other.texts) & set(failure.texts)]
+    return "" if any(near in BEFORE for other in others for near in other.near) else BEFORE
+
+
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failure) -> None:
-    explanation = explain(BEFORE + failure.example + AFTER)
+    before = _before(failure)
+    explanation = explain(before + failure.example + AFTER)
     if failure.kind == "harmless":
         assert (explanation.found, explanation.overcome) == ((), ())
         return
     # A warning in a log that says that all went well is not reported.
     (known,) = explanation.found or explanation.overcome
     assert known.id == failure.id
-    assert known.line > BEFORE.count("\n")
+    assert known.line > before.count("\n")
     assert known.text in "\n".join(lines.shown(line).strip() for line in failure.example.splitlines())
     said = {failure.remedy, *(other.remedy for other in failure.remedies)}
     causes = {failure.cause, *(other.cause for other in failure.remedies if other.cause)}
@@ -201,7 +208,7 @@ def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
     for text in failure.texts:
         context = failure.near[0] if failure.near else "..."
-        found = ids(explain(f"{BEFORE}  File {context}\n{_line(failure, text)}\n{AFTER}"))
+        found = ids(explain(f"{_before(failure)}  File {context}\n{_line(failure, text)}\n{AFTER}"))
         assert found == ([] if failure.kind == "harmless" else [failure.id]), text
 
 
