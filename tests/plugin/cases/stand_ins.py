@@ -65,6 +65,7 @@ def sparse_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, *lists: Tensor, **g
 
 
 def _missing(*given: Any, **more: Any) -> None:
+    """A function of vLLM's that no case may reach."""
     raise NotImplementedError
 
 
