@@ -42,6 +42,7 @@ def containers(content: bytes) -> list[bytes]:
     return [module.container(slot) for slot in module.slots]
 
 
+@pytest.mark.slow
 def test_the_wrappers_and_their_containers_are_found(built: bytes) -> None:
     assert containers(built) == OLD
 

@@ -87,6 +87,7 @@ def test_an_original_has_no_errors_and_a_known_layout() -> None:
     assert found == {}
 
 
+@pytest.mark.slow
 def test_a_scaling_of_the_models_own_is_not_replaced_unasked() -> None:
     refused = 0
     for path in FILES:

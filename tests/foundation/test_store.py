@@ -173,6 +173,7 @@ def test_a_folder_with_read_only_folders_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_under_way_is_swept_and_nothing_else(tmp_path: Path) -> None:
     left = (
         "import os, sys; from pathlib import Path; from dca.foundation import store\n"

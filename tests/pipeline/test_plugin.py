@@ -231,6 +231,7 @@ def test_there_is_nothing_to_list_and_nothing_to_pack(small: Data, kept: store.S
 # --- its evidence --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_its_static_level_passes_and_says_what_no_level_proves(small: Data, kept: store.Store, tmp_path: Path) -> None:
     made = build(kept, tmp_path / "dist")
     proven = smoke(Proof(wheel=Path(made.wheel), level=None), recipes.load_all(), kept, Silent())
@@ -302,6 +303,7 @@ def test_it_is_rebuilt_from_its_provenance_with_the_same_bytes(small: Data, kept
     assert found.status == "proven", found.says
 
 
+@pytest.mark.slow
 def test_as_a_variant_it_is_the_one_for_machines_without_another(
     small: Data, kept: store.Store, tmp_path: Path
 ) -> None:

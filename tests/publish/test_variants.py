@@ -163,6 +163,7 @@ def test_pages_list_variants_in_a_view_of_their_own(index: Path) -> None:
     assert f"pip install --extra-index-url URL/variants/ vllm=={VERSION}" not in front.replace("uv pip", "uv")
 
 
+@pytest.mark.slow
 def test_an_index_with_variants_is_verified_as_a_folder_and_served(index: Path) -> None:
     found = verify_index(Here(index), BY_KEY, Silent())
     assert (found.problems, [one.wrong for one in found.wheels]) == ((), [()] * 6)
@@ -180,6 +181,7 @@ def copy(index: Path, tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_variants_is_found(copy: Path) -> None:
     """Whoever writes it decides what every machine installs."""
     file = copy / "variants/vllm" / FILE

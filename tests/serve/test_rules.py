@@ -177,6 +177,7 @@ def test_a_table_of_few_diagonals_serves_one_chunk(length: int, wanted: list[str
     assert [code for code in codes(made) if code == "DCA-125"] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "blocks"), [(16, "63762"), (32, "31881"), (64, "15941")])
 def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: str) -> None:
     made = planned(FOURTEEN, "4xA100-80", block_size=size)
@@ -221,6 +222,7 @@ def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
 # --- quantized weights ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_are_quantized_by_whoever_publishes_them_except_fp8(tmp_path: Path) -> None:
     plain = folder(tmp_path / "plain")
     assert codes(planned(plain, "1xA100-80", quantization="awq")) == ["DCA-157"]

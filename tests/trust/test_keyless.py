@@ -75,6 +75,7 @@ def test_a_changed_bit_of_a_bundle_is_found(trust: Path, chance: random.Random, 
             pytest.fail(f"byte {at} is not looked at: {identity.opened(bytes(changed))!r}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", [b"", b"{}\n", b"[]\n", b'"x"\n', b'{\n  "dsseEnvelope": 1\n}\n', b"[" * 100_000])
 def test_what_is_no_bundle_is_told(trust: Path, bundle: bytes) -> None:
     for read in (keyless.payload, keyless.identity(JOB, ISSUER, trust).opened):

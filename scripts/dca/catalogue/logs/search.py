@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Literal
 
 from ahocorasick_rs import BytesAhoCorasick, Implementation
@@ -93,7 +93,7 @@ class Text:
     literal: tuple[bytes, ...]
     failure: Failure | None = None
 
-    @property
+    @cached_property
     def anchor(self) -> bytes:
         """The part to search for, which every line with the text contains."""
         return max(self.literal, key=len)
@@ -177,6 +177,12 @@ def named(catalogue: Catalogue) -> Finder:
 
 
 @cache
+def translations(catalogue: Catalogue) -> Translations:
+    """What other languages' messages are in English."""
+    return Translations(catalogue.marks.translations)
+
+
+@cache
 def texts(catalogue: Catalogue) -> tuple[Text, ...]:
     """Everything to search for."""
     found = [text("failure", failure.id, words, failure) for failure in catalogue.failures for words in failure.texts]
@@ -221,13 +227,12 @@ class Finder:
     _useless: int = 0
     _read: int = 0
     _hits: dict[bytes, int] = field(default_factory=dict)
-    _by_anchor: dict[bytes, list[Text]] = field(default_factory=dict)
+    _by_anchor: Mapping[bytes, list[Text]] = field(default_factory=dict)
     _words: list[bytes] = field(default_factory=list)
     _automaton: BytesAhoCorasick | None = None
 
     def __post_init__(self) -> None:
-        for text in self.texts:
-            self._by_anchor.setdefault(text.anchor, []).append(text)
+        self._by_anchor = _by_anchor(self.texts)
 
     def find(self, buffer: bytes, start: int, end: int) -> list[tuple[int, bytes]]:
         """Places of anchors in their order.
@@ -284,9 +289,17 @@ class Finder:
 
     def forget(self, role: Role, owner: str) -> None:
         """Search no longer for what only shows a tool or a version that is known by now."""
-        for anchor, some in self._by_anchor.items():
-            if all(text.role == role and text.owner == owner for text in some):
+        for anchor in {text.anchor for text in self.texts if text.owner == owner and text.role == role}:
+            if all(text.role == role and text.owner == owner for text in self._by_anchor[anchor]):
                 self._dropped.add(anchor)
+
+
+@lru_cache(maxsize=4)
+def _by_anchor(texts: tuple[Text, ...]) -> Mapping[bytes, list[Text]]:
+    found: dict[bytes, list[Text]] = {}
+    for text in texts:
+        found.setdefault(text.anchor, []).append(text)
+    return found
 
 
 @cache
@@ -371,7 +384,7 @@ class Scan:
         """
         if self._finder is None:
             self._finder = Finder(texts(self.catalogue))
-            self._translations = Translations(self.catalogue.marks.translations)
+            self._translations = translations(self.catalogue)
             self._answered = tuple(words.encode() for words in self.catalogue.marks.served)
         self._buffer += block
         until = len(self._buffer)
