@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from dca.catalogue import compiler_caches, host_packages, toolkits
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
@@ -31,7 +32,7 @@ from dca.catalogue.plan import (
 from dca.catalogue.recipes import Cuda, GitSource, Loaded, compiling, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
-from dca.resolve import World, resolve
+from dca.resolve import World, resolve, revision
 from dca.resolve.full import nearest
 from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
@@ -487,6 +488,13 @@ def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
     advice = " ".join(planned(Request()).advice)
     assert "--prebuilt all" in advice
     assert "A build adds" in advice
+
+
+def test_a_later_revision_of_the_patches_is_a_newer_version() -> None:
+    versions = [Version(f"0.10.2+{revision(number)}.cu124") for number in range(1, 1001)]
+    assert versions == sorted(versions)
+    assert len(set(versions)) == len(versions)
+    assert [revision(number) for number in (9, 10, 100)] == ["dca9", "dcab10", "dcac100"]
 
 
 def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:

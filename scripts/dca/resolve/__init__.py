@@ -400,7 +400,7 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
-    local = [f"dca{candidate.loaded.series_revision}"]
+    local = [revision(candidate.loaded.series_revision)]
     if request.variants:
         # Installers compare versions first: what tells variants apart is in their labels.
         return _local_version(candidate, local, followed)
@@ -419,6 +419,15 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
     return _local_version(candidate, local, followed)
+
+
+def revision(number: int) -> str:
+    """The part of a local version for a revision of the patches: `dca9`, `dcab10`, `dcac100`.
+
+    Installers compare such parts as text, for which `dca10` is older than `dca9`: the letter counts the digits.
+    """
+    digits = len(str(number))
+    return f"dca{chr(ord('a') + digits - 1) if digits > 1 else ''}{number}"
 
 
 def _local_version(candidate: Candidate, local: list[str], followed: list[str]) -> str:
