@@ -18,7 +18,7 @@ from dca.foundation.run import Run
 from dca.toolchain import environments
 from dca.toolchain.environments import WORKERS
 
-LOAD_SECONDS = 600.0
+LOAD_SECONDS = 1800.0
 MARK = "engine.json"
 """The document in a folder that was made here; written last, so a folder without it is incomplete."""
 CLAIM = ".dca-engine"
