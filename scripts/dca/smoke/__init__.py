@@ -2,9 +2,9 @@
 
 There are five levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
 own Python on the CPU, against the oracle. `kernels` runs the wheel's modules and the PTX of its kernels on an emulated
-GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`. `engine` runs the wheel's whole engine on an emulated
-GPU, and is run only by name. Where no level is asked for and there is no GPU,
-`cpu` comes with a sample of the cases of `kernels`.
+GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`. `engine` runs the wheel's whole engine on an
+emulated GPU, and is run only by name. Where no level is asked for and there is no GPU, `cpu` comes with a sample of the
+cases of `kernels`.
 """
 
 from __future__ import annotations
@@ -366,6 +366,8 @@ def _in_engine(task: _Task, about: Subject, findings: _Findings, python: Path, f
         findings.sources += _python_files(about, overlay, folder / "wheel")
         asked = _worker_request(request, about, wheel, [_Variant(overlay, wheel)]) | {"level": "engine"}
         env = emulated.variables(task.gpu, python, own, run, checks=emulated.CHECKS_OF_ENGINES)
+        # The engine starts other processes, which import it too.
+        env["PYTHONPATH"] = str(wheel)
         _listen(prove(python, asked, own, run.reporter, run.log, env=env), findings, "engine")
 
 

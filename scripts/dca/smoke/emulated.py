@@ -1,4 +1,4 @@
-"""The emulated GPU of the levels `kernels` and `engine`: its architecture, and where the PTX of the wheel's kernels is."""
+"""The emulated GPU of the levels `kernels` and `engine`: its architecture, and where the PTX of its kernels is."""
 
 from __future__ import annotations
 

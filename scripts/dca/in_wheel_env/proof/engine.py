@@ -1,8 +1,8 @@
 """Compares what the wheel's whole engine answers with the oracle's forward pass of the same model.
 
 The engine runs as it is installed, on an emulated GPU: platform, scheduler, worker, model runner, the builder of the
-backend's metadata, the backend, the cache and the wheel's kernels. Words are compared by the oracle's probabilities after
-the words that the engine has chosen before, so one different word does not make the rest differ.
+backend's metadata, the backend, the cache and the wheel's kernels. Words are compared by the oracle's probabilities
+after the words that the engine has chosen before, so one different word does not make the rest differ.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from .tiny import Tiny
 
 # Of the engine's environment: the engine that has dual chunk attention, and its backend.
 VARIABLES = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}
-# By how much a log-probability may differ, in bfloat16: chosen. Rounding alone made 0.09 of two layers; what is wrong by
-# a chunk differs by several.
+# By how much a log-probability may differ, in bfloat16: chosen. What is wrong by a chunk differs by more than one.
 BOUND = 0.25
 # By how much ordinary attention must differ for a case to prove something.
 APART = 1.0
@@ -121,8 +120,8 @@ def cases() -> list[Case]:
     return [
         Case(
             "engine/chunks",
-            "the engine's words and their probabilities, for prompts of one to six chunks, prefilled in pieces, several "
-            "requests at once",
+            "the engine's words and their probabilities, for prompts of one to six chunks, prefilled in pieces, "
+            "several requests at once",
             partial(_answers, CHUNKS),
         ),
         Case(

@@ -5,8 +5,8 @@ Argument: a file with the request that `dca.smoke` writes. Lines begin with `PRO
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
 other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels. At
 the level "kernels" the same, on an emulated GPU that this process was started behind, or a `sample` of it. At "shapes",
-such a GPU records the launches of long prompts, and runs none. At "engine", the wheel's whole engine runs on such a GPU,
-in a new child for each case.
+such a GPU records the launches of long prompts, and runs none. At "engine", the wheel's whole engine runs on such a
+GPU, in a new child for each case.
 
 Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
 return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
