@@ -55,6 +55,8 @@ PRINTED = {
     ),
     "dca.config-plot/1": ("dca config plot",),
     "dca.doctor/1": ("dca doctor",),
+    "dca.engine-made/1": ("dca engine make",),
+    "dca.engines/1": ("dca engine list",),
     "dca.environment/1": ("dca env",),
     "dca.explanation/2": ("dca explain LOG",),
     "dca.explanations/1": ("dca explain FOLDER",),

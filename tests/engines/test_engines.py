@@ -20,7 +20,7 @@ from dca.binaries import elf
 from dca.catalogue import machine, partial_wheels
 from dca.engines import making, repairs, values
 from dca.engines.values import Engine, Missing
-from dca.foundation import data, store
+from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -62,7 +62,7 @@ def test_no_file_of_cudas_large_libraries_is_downloaded(engine: Engine) -> None:
 def test_a_lock_resolves_without_a_folder_of_wheels_of_the_machine(
     engine: Engine, cache: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each line is asked of the index alone; nothing is downloaded or installed."""
+    """The packages that matter are asked of the index alone; nothing is downloaded or installed."""
     for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     own = machine.own_python()
@@ -77,7 +77,15 @@ def test_a_lock_resolves_without_a_folder_of_wheels_of_the_machine(
     lock.write_text("\n".join(lines))
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     assert not [name for name in env if "FIND_LINKS" in name or "EXTRA_INDEX" in name]
-    words = ["pip", "install", "--dry-run", "--no-deps", "--require-hashes", "--target", tmp_path / "target"]
+    words: list[str | Path] = [
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-deps",
+        "--require-hashes",
+        "--target",
+        tmp_path / "target",
+    ]
     done = subprocess.run(
         [uv, *words, "--python", own.path, "-r", lock], env=env, capture_output=True, text=True, check=False
     )
@@ -122,6 +130,37 @@ def test_a_stand_in_for_a_full_disk_ends_it_before_anything_is_downloaded(
     assert f"{engine.disk_mb:,} MB" in caught.value.why
 
 
+def test_an_environment_that_is_there_is_returned_at_once(tmp_path: Path) -> None:
+    """Only its documents are there: anything that were made or loaded would fail."""
+    engine, folder, own = ENGINES[0].model_copy(update={"python": ">=3"}), tmp_path / "out", machine.own_python()
+    folder.mkdir()
+    made = values.Made(
+        engine=engine.name,
+        title=engine.title,
+        folder=str(folder),
+        python=str(folder / "bin/python"),
+        package=engine.package,
+        publisher=engine.publisher,
+        version=engine.identity.version,
+        torch="2.6.0",
+        repairs=("one",),
+        variables=making.variables(engine),
+        activate="source it",
+    )
+    key = making.key_of(engine, own)
+    store.write_bytes(folder / making.CLAIM, documents.dumps(making.Filled(key=key, repairs=("one",))))
+    store.write_bytes(folder / making.MARK, documents.dumps(made))
+    assert making.make(engine, folder, run_in(tmp_path)) == made
+
+
+def test_what_an_environment_depends_on_decides_whether_it_is_made_again() -> None:
+    engine, own = ENGINES[0], machine.own_python()
+    key = making.key_of(engine, own)
+    assert key == making.key_of(engine, own)
+    assert key != making.key_of(engine.model_copy(update={"overrides": ("torch==1",)}), own)
+    assert key != making.key_of(engine, own.model_copy(update={"version": "3.99.0"}))
+
+
 def installed(folder: Path, engine: Engine) -> Path:
     """A folder with the metadata of an engine's package, as uv leaves it; returns that of packages."""
     site = folder / "lib/python3.11/site-packages"
@@ -141,7 +180,8 @@ def test_the_package_gets_the_name_that_it_asks_for(engine: Engine, tmp_path: Pa
     assert engine.identity.version in told
     found = {one.metadata["Name"]: one for one in Distribution.discover(path=[str(site)])}
     assert found[engine.identity.name].version == engine.identity.version
-    assert [point.value for point in found[engine.identity.name].entry_points] == ["vllm.main:main"]
+    # Its programs and plugins must not be there twice.
+    assert [point.value for one in found.values() for point in one.entry_points] == ["vllm.main:main"]
 
 
 def test_a_package_that_is_not_there_is_reported(tmp_path: Path) -> None:

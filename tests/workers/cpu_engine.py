@@ -32,7 +32,7 @@ def made(folder: str) -> torch.nn.Module:
     )
     model = Qwen2ForCausalLM(config).float().eval()
     model.save_pretrained(folder)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def main() -> None:

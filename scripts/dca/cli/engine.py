@@ -8,7 +8,7 @@ import click
 
 from dca.cli import options
 from dca.engines import making, values
-from dca.engines.values import Engine, Listing, Made
+from dca.engines.values import Made, Offered
 from dca.foundation.run import Run
 
 
@@ -21,8 +21,8 @@ def command() -> None:
 @options.output
 def listing(output: options.Output) -> None:
     """List the engines that can be made, with what they download and take on disk."""
-    known = values.load_all()
-    output.show(Listing(engines=known), "\n\n".join(map(_described, known)), always=True)
+    known = values.listing()
+    output.show(known, "\n\n".join(map(_described, known.engines)), always=True)
 
 
 @command.command("make", short_help="Make an engine's environment.")
@@ -49,7 +49,7 @@ def make(name: str, out: Path | None, cache_dir: Path | None, output: options.Ou
     output.show(made, render(made), always=True)
 
 
-def _described(engine: Engine) -> str:
+def _described(engine: Offered) -> str:
     return "\n".join(
         [
             f"{engine.name}",

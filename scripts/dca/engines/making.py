@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 from packaging.specifiers import SpecifierSet
 
@@ -13,6 +14,7 @@ from dca.catalogue import machine
 from dca.engines import repairs
 from dca.engines.values import Engine, Made
 from dca.foundation import data, documents, environment, runner, store
+from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError, disk_full
 from dca.foundation.run import Run
 from dca.toolchain import environments
@@ -23,6 +25,20 @@ MARK = "engine.json"
 """The document in a folder that was made here; written last, so a folder without it is incomplete."""
 CLAIM = ".dca-engine"
 """A file in every folder that was made here, which may therefore be replaced."""
+
+
+class Filled(Document):
+    """What `CLAIM` contains once everything is installed and repaired.
+
+    Args:
+        key: of what the environment depends on.
+        repairs: what was repaired.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.engine-filled/1"
+
+    key: str
+    repairs: tuple[str, ...]
 
 
 def make(engine: Engine, out: Path | None, run: Run) -> Made:
@@ -44,24 +60,38 @@ def make(engine: Engine, out: Path | None, run: Run) -> Made:
             f"Python {own.version} is outside {engine.name}'s range {engine.python}.",
             remedy="use another Python: make venv PYTHON=python3.11",
         )
-    key = _key(engine, own)
+    key = key_of(engine, own)
     folder = out.absolute() if out else run.cache.folder("engine", f"{engine.name}-{key}")
     with run.cache.lock(
         "engine", store.sha256_bytes(str(folder).encode())[:16], lambda: run.reporter.note("waiting for another dca.")
     ):
+        filled = documents.read_if_whole(Filled, folder / CLAIM)
         kept = documents.read_if_whole(Made, folder / MARK)
-        if kept and kept.folder == str(folder) and (folder / CLAIM).read_text() == key:
+        # An environment that was moved names its old place.
+        if filled and filled.key == key and kept and kept.folder == str(folder):
             return kept
-        _claim(folder)
-        run.reporter.note(f"{engine.package} is {engine.publisher}.")
-        _check_disk(engine, folder)
-        python = environments.fill_without_cuda(folder, data.engine_lock(engine.name), own.path, own.version, run)
-        run.reporter.stage("engine", f"repairing and loading {engine.title}")
-        made = _checked(engine, folder, python, repairs.repair(engine, folder, run), run)
-        _extend_activation(engine, folder)
-        (folder / CLAIM).write_text(key)
+        if filled is None or filled.key != key:
+            filled = _fill(engine, own, key, folder, run)
+        run.reporter.stage("engine", f"loading {engine.title}")
+        made = _checked(engine, folder, filled.repairs, run)
         store.write_bytes(folder / MARK, documents.dumps(made))
     return made
+
+
+def _fill(engine: Engine, own: machine.Python, key: str, folder: Path, run: Run) -> Filled:
+    """Install an engine into a folder, and repair it.
+
+    Raises:
+        DcaError: those of `make`.
+    """
+    _claim(folder)
+    run.reporter.note(f"{engine.package} is {engine.publisher}.")
+    _check_disk(engine, folder)
+    environments.fill_without_cuda(folder, data.engine_lock(engine.name), own.path, own.version, run)
+    filled = Filled(key=key, repairs=repairs.repair(engine, folder, run))
+    _extend_activation(engine, folder)
+    store.write_bytes(folder / CLAIM, documents.dumps(filled))
+    return filled
 
 
 def variables(engine: Engine) -> dict[str, str]:
@@ -69,10 +99,11 @@ def variables(engine: Engine) -> dict[str, str]:
     return {one.name: one.value for one in engine.variables}
 
 
-def _key(engine: Engine, own: machine.Python) -> str:
-    """What an environment depends on."""
+def key_of(engine: Engine, own: machine.Python) -> str:
+    """Identifies all that an engine's environment depends on."""
     lock = data.engine_lock(engine.name)
-    inputs = [engine.model_dump(mode="json"), own.path, own.version, store.sha256_file(lock) if lock.is_file() else ""]
+    about = engine.model_dump(mode="json", exclude={"title", "publisher", "download_mb", "disk_mb"})
+    inputs = [about, own.path, own.version, store.sha256_file(lock) if lock.is_file() else ""]
     return documents.digest(inputs)[:16]
 
 
@@ -99,17 +130,18 @@ def _check_disk(engine: Engine, folder: Path) -> None:
         raise disk_full(f"at {folder}", why)
 
 
-def _checked(engine: Engine, folder: Path, python: Path, repaired: tuple[str, ...], run: Run) -> Made:
+def _checked(engine: Engine, folder: Path, repaired: tuple[str, ...], run: Run) -> Made:
     """The environment, after the engine was loaded in it once.
 
     Raises:
         DcaError: DCA-407.
     """
+    python = folder / "bin/python"
     env = environment.of("compiler", {**variables(engine), "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"})
     with store.scratch() as scratch:
         # What Python compiles now, the engine's first start need not.
         home = {"HOME": str(scratch), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
-        worker = [python, "-I", WORKERS / "engine_facts.py"]
+        worker: list[str | Path] = [python, "-I", WORKERS / "engine_facts.py"]
         done = runner.run(worker, cwd=scratch, env=env | home, log=run.log, timeout=LOAD_SECONDS)
     try:
         facts = json.loads(done.tail[-1]) if done.ok and done.tail else {}

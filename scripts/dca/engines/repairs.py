@@ -51,23 +51,19 @@ def _differs(engine: Engine, why: str) -> DcaError:
 
 
 def _identify(engine: Engine, site: Path) -> str:
-    """Write the package's metadata once more, under another name."""
-    own = engine.package.split("==")
-    found = next(site.glob(f"{own[0].replace('-', '_')}-*.dist-info"), None)
-    if found is None:
-        raise _differs(engine, f"{own[0]} has no metadata in {site}")
+    """Let the package be found under another name too. Its programs and plugins stay those of its own metadata."""
+    package = engine.package.partition("==")[0]
+    if not any(site.glob(f"{package.replace('-', '_')}-*.dist-info")):
+        raise _differs(engine, f"{package} has no metadata in {site}")
     identity = engine.identity
     folder = site / f"{identity.name}-{identity.version}.dist-info"
-    folder.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: {identity.name}\nVersion: {identity.version}\n"
-    store.write_bytes(folder / "METADATA", text.encode())
-    # General plugins and programs are declared under this name as well.
-    if (points := found / "entry_points.txt").is_file():
-        store.write_bytes(folder / "entry_points.txt", points.read_bytes())
-    names = [file.name for file in sorted(folder.iterdir())]
-    record = "".join(f"{folder.name}/{name},,\n" for name in [*names, "INSTALLER", "RECORD"])
-    store.write_bytes(folder / "INSTALLER", b"dca\n")
-    store.write_bytes(folder / "RECORD", record.encode())
+    files = {
+        "INSTALLER": "dca\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {identity.name}\nVersion: {identity.version}\n",
+    }
+    files["RECORD"] = "".join(f"{folder.name}/{name},,\n" for name in [*files, "RECORD"])
+    for name, text in files.items():
+        store.write_bytes(folder / name, text.encode())
     return f"also installed as {identity.name} {identity.version}: {identity.why}"
 
 
@@ -80,7 +76,7 @@ def _provide(missing: Missing, site: Path, folder: Path, run: Run) -> str:
     with store.scratch(run.cache.open().root) as scratch:
         part = scratch / module.name
         part.write_bytes(content)
-        program = [folder / "bin/patchelf", "--add-needed", library, "--add-rpath", "$ORIGIN", part]
+        program: list[str | Path] = [folder / "bin/patchelf", "--add-needed", library, "--add-rpath", "$ORIGIN", part]
         done = runner.run(program, env=environment.of(), log=run.log, timeout=PATCH_SECONDS)
         if not done.ok:
             raise elf.ElfError(" ".join(done.tail[-2:]))

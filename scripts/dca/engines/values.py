@@ -94,9 +94,9 @@ class Engine(Value):
     missing: tuple[Missing, ...] = ()
     variables: tuple[Setting, ...] = ()
     download_mb: int = Field(gt=0)
-    """What is downloaded for it, in MB, measured."""
+    """What uv downloads of packages over 1 MiB, in MB, by its own report."""
     disk_mb: int = Field(gt=0)
-    """What its environment takes on disk, in MB, measured."""
+    """What its environment takes on disk, in MB, by `du`; the cache of uv shares most of it."""
 
 
 class Made(Document):
@@ -131,16 +131,50 @@ class Made(Document):
     activate: str
 
 
-class Listing(Document):
-    """The known engines.
+class Offered(Value):
+    """An engine that can be made.
 
     Args:
-        engines: by name.
+        name: its name.
+        title: its name for people.
+        version: of the engine.
+        package: it is installed from.
+        publisher: whose package that is.
+        python: versions that it is for.
+        download_mb: what uv downloads of packages over 1 MiB, in MB.
+        disk_mb: what its environment takes on disk, in MB.
+    """
+
+    name: str
+    title: str
+    version: str
+    package: str
+    publisher: str
+    python: str
+    download_mb: int
+    disk_mb: int
+
+
+class Listing(Document):
+    """The engines that can be made.
+
+    Args:
+        engines: the newest first.
     """
 
     SCHEMA: ClassVar[str] = "dca.engines/1"
 
-    engines: tuple[Engine, ...]
+    engines: tuple[Offered, ...]
+
+
+def listing() -> Listing:
+    """Every known engine, as the command line shows it.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    shown = set(Offered.model_fields)
+    return Listing(engines=tuple(Offered(**engine.model_dump(include=shown)) for engine in load_all()))
 
 
 @cache
