@@ -2,7 +2,7 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 TOOLKIT=DIR JOBS=N COMPILER_CACHE=NAME CACHE=DIR
 # BUNDLE=FILE OFFLINE=1 become its options.
 VARIABLES := CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT PREBUILT_WHOLE TOOLKIT JOBS \
-             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE RECORDING
+             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE RECORDING LONG
 # Only what is on the command line counts: ARCH=x86_64 in the environment is about something else.
 INHERITED := $(strip $(foreach name,$(VARIABLES) PYTHON,$(if $(filter environment,$(origin $(name))),$(if $($(name)),$(name)))))
 $(foreach name,$(INHERITED),$(eval export INHERITED_$(name) := $$(value $(name))))
@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport $(VARIABLES)
 export $(foreach name,$(VARIABLES),$(if $($(name)),$(name)))
 
-UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
+UNIT := not wheel and not network and not slow and not proof and not long and not whole and not gpu and not git
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,DRIVER,driver) $(call flag,RECIPE,recipe) \
@@ -75,8 +75,8 @@ publish: venv ## publish the wheels in dist/ to the index dist/index; WHEEL=FILE
 locks: venv ## solve the locks of every recipe again, as of its lock date
 	@.venv/bin/python scripts/locks.py
 
-test: dev ## run the tests but those marked `whole`; needs the wheel of `make wheel`, and builds it if it is missing
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: dev ## run the tests on the wheel of `make wheel`, which is built if it is missing; LONG=1 adds those of ten seconds and more
+	@$(if $(strip $(LONG)),DCA_TEST_LONG=1) .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 prove: dev ## run every test at its full count, and build a small wheel of every recipe
 	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole or not (gpu or git)"
@@ -85,7 +85,7 @@ bench: dev ## measure the figures of docs/benchmarks.md that take seconds
 	@.venv/bin/python scripts/bench.py
 
 unit: dev ## run the quick tests, which need neither a wheel nor a network
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
+	@DCA_TEST_IN_MEMORY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
 
 coverage: dev ## run the unit tests and report their branch coverage
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "$(UNIT)" -q --cov --cov-report=term

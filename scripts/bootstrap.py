@@ -144,13 +144,32 @@ def create() -> list[str]:
     return [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
+def locked(*, dev: bool) -> list[Path]:
+    """The locks that the environment is installed from."""
+    return [LOCKS / "tool.txt", *([LOCKS / "dev.txt"] if dev else [])]
+
+
+def stamp(*, dev: bool) -> Path:
+    """The file that says what was installed; written last."""
+    return VENV / (".dca-dev" if dev else ".dca-tool")
+
+
+def current(*, dev: bool) -> bool:
+    """Whether `.venv` holds what the locks of today name."""
+    written = stamp(dev=dev)
+    return (
+        written.is_file()
+        and written.read_text() == digest([ROOT / "pyproject.toml", *locked(dev=dev)])
+        and (VENV / "bin/python").exists()
+    )
+
+
 def install(*, dev: bool) -> None:
     """Create or complete `.venv`."""
-    locks = [LOCKS / "tool.txt", *([LOCKS / "dev.txt"] if dev else [])]
-    stamp = VENV / (".dca-dev" if dev else ".dca-tool")
-    contents = digest([ROOT / "pyproject.toml", *locks])
-    if stamp.is_file() and stamp.read_text() == contents and (VENV / "bin/python").exists():
+    # What the tests need contains what the tool needs: an environment made for them serves both.
+    if any(current(dev=whole) for whole in (True, dev)):
         return
+    locks = locked(dev=dev)
     if python_version(VENV / "bin/python") != sys.version.split()[0] and VENV.exists():
         # It was made with another Python, or an interrupted run left it broken.
         shutil.rmtree(VENV)
@@ -159,9 +178,12 @@ def install(*, dev: bool) -> None:
     names = {line.split("==")[0] for lock in locks for line in lock.read_text().splitlines() if line[:1].isalnum()}
     what = f"installing {len(names)} packages into .venv with {'uv' if 'pip' in installer[1:2] else 'pip'}"
     say(f"{what}.")
+    # Neither stamp is true any more while packages change, and both would be believed after a change of branch.
+    for whole in (True, False):
+        stamp(dev=whole).unlink(missing_ok=True)
     run([*installer, "--no-deps", "--require-hashes", *requirements], what)
     run([*installer, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], "installing dca into .venv")
-    stamp.write_text(contents)
+    stamp(dev=dev).write_text(digest([ROOT / "pyproject.toml", *locks]))
 
 
 def main() -> None:

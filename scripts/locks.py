@@ -153,9 +153,14 @@ def oldest(made: Recipe | Kernels | Engine) -> str:
 
 
 def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch: Path) -> None:
-    """build.txt, run.txt and, for bare kernels, kernels.txt of one recipe."""
+    """build.txt, run.txt and, for bare kernels, kernels.txt of one recipe; a plugin has run.txt alone."""
     folder = data.locks_folder(recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
+    if recipe.engine:
+        run = scratch / "run.in"
+        run.write_text(f"{recipe.engine.requirement}\n")
+        solve([run], folder / "run.txt", cache, before=recipe.lock_date, python=oldest(recipe))
+        return
     build = scratch / "build.in"
     build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
     python = oldest(recipe)
@@ -176,6 +181,7 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
     else:
         assert isinstance(recipe.source, recipes.SdistSource)  # noqa: S101 - the caller asked for --source otherwise
         archives.unpack_sdist(index.download(recipe.source, cache), tree)
+    assert recipe.requirements is not None  # noqa: S101 - only a plugin has none
     run = scratch / "run.in"
     run.write_text("\n".join([*requirements(tree, recipe.requirements), *recipe.caps]) + "\n")
     solve([run], folder / "run.txt", cache, before=recipe.lock_date, python=python)

@@ -112,6 +112,7 @@ OTHER = {
             "line": "0, as no log is read.",
             "text": "Empty, as no log is read.",
             "count": "As in `dca.explanation/2`.",
+            "time": "Empty, as no log is read.",
             "around": "Empty, as no log is read.",
             "reason": "Empty, as no log is read.",
         },
@@ -422,7 +423,11 @@ def recipes_page() -> str:
     for recipe in loaded:
         parts += [
             f"## {recipe.name}\n\n{inline(recipe.title)}\n",
-            table(("", ""), recipe_facts(recipe)),
+            table(("", ""), plugin_facts(recipe) if recipe.engine else recipe_facts(recipe)),
+        ]
+        if recipe.is_plugin:
+            continue
+        parts += [
             f"### Groups of {recipe.name}\n",
             table(
                 ("group", "module", "ops", "in profile", "GPU architectures", "for"),
@@ -440,6 +445,20 @@ def recipes_page() -> str:
             ),
         ]
     return "\n".join(parts)
+
+
+def plugin_facts(recipe: Recipe) -> list[tuple[str, str]]:
+    """What a plugin is for."""
+    engine = recipe.engine
+    return [
+        ("version", recipe.plugin_version),
+        ("kind", "a plugin, built only if it is named"),
+        ("requires", code(engine.requirement) if engine else ""),
+        ("entry points", listed(code(point) for point in recipe.patches.entry_points[recipes.PLUGINS_GROUP].values())),
+        ("torch", f"{recipe.torch.version}, CUDA {recipe.torch.cuda}, as its engine requires"),
+        ("Python", code(recipe.python)),
+        ("packages as of", recipe.lock_date),
+    ]
 
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:

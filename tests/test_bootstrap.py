@@ -99,7 +99,7 @@ def complete(root: Path, *, with_uv: bool, **variables: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_uv", [True, False])
+@pytest.mark.parametrize("with_uv", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_lock_is_installed_as_it_stands_though_a_newer_release_is_out(project: Path, with_uv: bool) -> None:
     complete(project, with_uv=with_uv)
 
@@ -127,6 +127,15 @@ def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
 def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
     assert start(project, with_uv=True).wait() == 0
     complete(project, with_uv=False)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_the_tests_need_is_kept_when_the_tool_alone_is_asked_for_without_uv(project: Path) -> None:
+    complete(project, with_uv=True)
+    assert start(project, with_uv=False).wait() == 0
+    assert list(project.glob(".venv/lib/python*/site-packages/extra.py"))
 
 
 @pytest.mark.whole

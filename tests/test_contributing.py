@@ -39,7 +39,7 @@ def dca(project: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.network
 def test_a_recipe_is_added_by_copying_files_alone(project: Path) -> None:
-    nearest, name = recipes.load_all()[-1].recipe.name, "my-own-line"
+    nearest, name = recipes.compiling(recipes.load_all())[-1].recipe.name, "my-own-line"
     recipe = project / f"build/recipes/{name}.toml"
     recipe.write_text(
         re.sub(r'^name = ".*"', f'name = "{name}"', (project / f"build/recipes/{nearest}.toml").read_text(), flags=re.M)
@@ -55,7 +55,7 @@ def test_a_recipe_is_added_by_copying_files_alone(project: Path) -> None:
 @pytest.mark.network
 def test_a_wrong_key_of_a_new_recipe_is_reported_with_the_nearest_right_name(project: Path) -> None:
     recipe = project / "build/recipes/my-own-line.toml"
-    nearest = project / f"build/recipes/{recipes.load_all()[-1].recipe.name}.toml"
+    nearest = project / f"build/recipes/{recipes.compiling(recipes.load_all())[-1].recipe.name}.toml"
     recipe.write_text(nearest.read_text().replace("priority =", "priorty =", 1))
     plan = dca(project, "plan", "--recipe", "my-own-line", "--cache-dir", project / "cache")
     assert plan.returncode == 2
@@ -63,6 +63,7 @@ def test_a_wrong_key_of_a_new_recipe_is_reported_with_the_nearest_right_name(pro
     assert "priority" in plan.stderr
 
 
+@pytest.mark.slow
 def test_the_failure_of_the_guide_is_added_and_found_in_a_log(project: Path) -> None:
     table = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
     assert table

@@ -87,12 +87,11 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", request.param, root]
     subprocess.run([*words, *([mirror.uri] if mirror else [])], check=True, stdout=subprocess.DEVNULL)
     for name in OF_THE_MACHINE:
-        origin = Path("/", name)
-        if origin.is_dir():
-            shutil.copytree(origin, root / name, dirs_exist_ok=True, symlinks=True)
-        elif origin.is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(origin, root / name)
+        if Path("/", name).exists():
+            target = (root / name).parent
+            target.mkdir(parents=True, exist_ok=True)
+            # The release has links of the same names.
+            subprocess.run(["cp", "-a", "--remove-destination", f"/{name}", target], check=True)
     bundle = certificates.bundle()
     if bundle and Path(bundle).is_file():
         (root / bundle.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,7 @@ def test_sparse_attention_is_held_against_dense_attention_of_the_same_length() -
     assert list(proof.ratios(rows)) == ["32 K sparse, banded: 3.000 ms; dense: 6.000 ms, 2.00 times as much"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [

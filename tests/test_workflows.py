@@ -139,6 +139,7 @@ def test_the_steps_run_in_a_fresh_clone_with_stand_ins_for_make_and_uploads(path
         assert notes[-1].startswith(f"gh release create v{version} {files} --title v{version} ")
 
 
+@pytest.mark.slow
 def test_a_tag_that_is_not_the_version_is_not_released_with_stand_ins(runner: Runner) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         runner.run(ROOT / ".github/workflows/release.yml", TAG="v0.0.0")

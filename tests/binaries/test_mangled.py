@@ -100,6 +100,7 @@ def unpacked(wheel: Path, folder: Path) -> list[Path]:
         return [Path(archive.extract(name, folder)) for name in archive.namelist() if name.endswith(".so")]
 
 
+@pytest.mark.slow
 @needs_filter
 def test_every_name_of_a_compiled_library_is_what_cppfilt_says(tmp_path: Path) -> None:
     (tmp_path / "names.cpp").write_text(SOURCE)

@@ -37,6 +37,7 @@ def linked(file: Path) -> bytes:
 CUBINS = [entry(SASS, 80), entry(SASS, 90, flags=LZ4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dropped", "stays"),
     [

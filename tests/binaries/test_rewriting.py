@@ -42,6 +42,7 @@ def containers(content: bytes) -> list[bytes]:
     return [module.container(slot) for slot in module.slots]
 
 
+@pytest.mark.slow
 def test_the_wrappers_and_their_containers_are_found(built: bytes) -> None:
     assert containers(built) == OLD
 
@@ -64,6 +65,7 @@ def test_the_same_module_and_containers_give_the_same_bytes(built: bytes) -> Non
     assert rewriting.replaced(rewriting.read(built), OLD) == built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("-s",), ("-Wl,-z,max-page-size=0x10000",), ("-Wl,-z,noseparate-code",)])
 def test_other_tools_read_a_rewritten_module(flags: tuple[str, ...], tmp_path: Path) -> None:
     before = fat_modules.build(tmp_path, OLD, *flags)

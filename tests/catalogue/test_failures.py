@@ -150,16 +150,23 @@ def test_a_remedy_says_what_to_do(failure: Failure) -> None:
     assert failure.cause.endswith(".")
 
 
+def _before(failure: Failure) -> str:
+    """Other lines above a failure; none where they make the same text another failure."""
+    others = [other for other in LOUD if other is not failure and set(other.texts) & set(failure.texts)]
+    return "" if any(near in BEFORE for other in others for near in other.near) else BEFORE
+
+
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failure) -> None:
-    explanation = explain(BEFORE + failure.example + AFTER)
+    before = _before(failure)
+    explanation = explain(before + failure.example + AFTER)
     if failure.kind == "harmless":
         assert (explanation.found, explanation.overcome) == ((), ())
         return
     # A warning in a log that says that all went well is not reported.
     (known,) = explanation.found or explanation.overcome
     assert known.id == failure.id
-    assert known.line > BEFORE.count("\n")
+    assert known.line > before.count("\n")
     assert known.text in "\n".join(lines.shown(line).strip() for line in failure.example.splitlines())
     said = {failure.remedy, *(other.remedy for other in failure.remedies)}
     causes = {failure.cause, *(other.cause for other in failure.remedies if other.cause)}
@@ -185,8 +192,13 @@ def _line(failure: Failure, text: str) -> str:
     return "\n".join([line, *(words.replace("{}", "x.y") for words in failure.followed_by[:1])])
 
 
-@pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near_miss], ids=lambda failure: failure.id)
+@pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
+    assert failure.near_miss.strip()
+    if failure.kind == "harmless":  # it is never found
+        texts = [search.text("failure", failure.id, words) for words in failure.texts]
+        missed = failure.near_miss.splitlines()
+        assert not any(text.search(line, line.encode()) for text in texts for line in missed)
     assert failure.id not in ids(explain(failure.near_miss))
     assert failure.id not in ids(explain(BEFORE + failure.near_miss + AFTER))
 
@@ -196,7 +208,7 @@ def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
     for text in failure.texts:
         context = failure.near[0] if failure.near else "..."
-        found = ids(explain(f"{BEFORE}  File {context}\n{_line(failure, text)}\n{AFTER}"))
+        found = ids(explain(f"{_before(failure)}  File {context}\n{_line(failure, text)}\n{AFTER}"))
         assert found == ([] if failure.kind == "harmless" else [failure.id]), text
 
 
@@ -304,6 +316,13 @@ def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown(monkeypa
     assert (often.line, often.count >= search.ENOUGH) == (3 * search.ENOUGH, True)
 
 
+@pytest.mark.slow
+def test_an_error_on_every_line_up_to_the_end_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "ENOUGH", 50)
+    explanation = explain(1000 * "ValueError: a tensor of nothing\n")
+    assert (explanation.outcome, ids(explanation), explanation.found[0].line) == ("failed", [UNKNOWN], 1000)
+
+
 def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -> None:
     explanation = explain(
         BEFORE + 'csrc/a.cu(12): error: identifier "x" is undefined\n' + AFTER + "ld: error: no such symbol\n"
@@ -318,6 +337,7 @@ def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -
     assert [line.line for line in explanation.suspicious] == [17]
 
 
+@pytest.mark.slow
 def test_of_many_lines_that_look_like_an_error_the_first_and_the_last_are_told() -> None:
     explanation = explain("".join(f"line {number}: error: no\n" for number in range(1, 5001)))
     numbers = [line.line for line in explanation.suspicious]
@@ -353,13 +373,16 @@ def test_the_projects_own_documents_and_code_are_no_failures_but_those_that_quot
 NEEDLE = b"AssertionError: CUDA_HOME is not set"
 
 
+@pytest.mark.slow
 def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     junk = chance.randbytes(3 << 20)
     assert explain(junk).size == len(junk)
     assert "cuda-home-unset" in ids(explain(junk + b"\n" + NEEDLE + b"\n" + junk))
+    assert explain(junk + b"\nE: \xff\xfe\n" + junk).outcome == "unreadable"
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
@@ -512,6 +535,7 @@ def run(*arguments: str | Path, log: bytes = b"") -> subprocess.CompletedProcess
     return run_dca("explain", *arguments, env={"PATH": "/usr/bin:/bin"}, data=log)
 
 
+@pytest.mark.slow
 def test_a_log_is_explained(tmp_path: Path) -> None:
     log = tmp_path / "build.log"
     log.write_text(BEFORE + LOUD[0].example)
@@ -522,6 +546,7 @@ def test_a_log_is_explained(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_standard_input_is_explained_as_json() -> None:
     document = json.loads(run("-", "--json", log=NEEDLE).stdout)
     assert (document["schema"], document["log"], document["found"][0]["id"]) == (
@@ -531,6 +556,7 @@ def test_standard_input_is_explained_as_json() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_schema_is_that_of_what_is_printed() -> None:
     schema = json.loads(run("--schema").stdout)
     document = json.loads(run("-", "--json", log=NEEDLE).stdout)
@@ -568,6 +594,7 @@ def test_a_mistake_gets_one_message(arguments: list[str], words: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_everything_that_is_known_is_listed() -> None:
     listed = run("--list").stdout.splitlines()
     assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(ALL.codes)
@@ -587,6 +614,7 @@ def test_a_message_about_something_else_is_not_explained_by_an_earlier_program()
     assert explanation_of(DcaError("DCA-303", "not that CUDA.", why="it is 12.9.", remedy="another.")) == ()
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) -> None:
     stand_in = tmp_path / "conda"
     words = "echo 'error: RPC failed; curl 56 GnuTLS recv error'\necho 'CondaError: no more'\nexit 1\n"

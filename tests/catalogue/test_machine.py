@@ -195,6 +195,7 @@ def test_the_own_version_needs_no_search(only: Path) -> None:
     assert machine.other_python(".".join(platform.python_version_tuple()[:2])) == machine.own_python()
 
 
+@pytest.mark.slow
 def test_a_python_that_is_not_installed_is_not_found() -> None:
     assert machine.other_python("3.99") is None
 
@@ -232,5 +233,6 @@ def test_a_look_at_this_machine_tells_what_a_plan_needs(only: Path) -> None:
     assert seen.gpus == ()
 
 
+@pytest.mark.slow
 def test_a_look_with_a_python_that_is_not_installed_says_so() -> None:
     assert machine.look(python="3.99").python is None

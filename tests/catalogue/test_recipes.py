@@ -28,7 +28,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ALL = recipes.load_all()
+EVERY = recipes.load_all()
+ALL = recipes.compiling(EVERY)
 BUILD = data.data_root() / "build"
 COMMIT = "0123456789" * 4
 SHA = "0123456789abcdef" * 4
@@ -148,12 +149,12 @@ def data_files() -> list[Path]:
 
 def test_both_source_lines_are_there_in_the_order_they_are_tried() -> None:
     assert len(ALL) >= 2
-    assert [loaded.recipe.priority for loaded in ALL] == sorted({loaded.recipe.priority for loaded in ALL})
-    assert {path.stem for path in data.recipes_folder().glob("*.toml")} == {loaded.recipe.name for loaded in ALL}
+    assert [loaded.recipe.priority for loaded in EVERY] == sorted({loaded.recipe.priority for loaded in EVERY})
+    assert {path.stem for path in data.recipes_folder().glob("*.toml")} == {loaded.recipe.name for loaded in EVERY}
 
 
 def names_of_data() -> set[str]:
-    names = {loaded.recipe.name for loaded in ALL} | {loaded.recipe.base_version for loaded in ALL}
+    names = {loaded.recipe.name for loaded in EVERY} | {loaded.recipe.base_version for loaded in ALL}
     # One companion's name is also the C++ namespace of its kernels, which stands in every module, whoever compiled it.
     names |= {name for loaded in ALL for name in loaded.recipe.companions} - {"cutlass"}
     names |= {source.name for source in toolkits.load_sources()}
@@ -190,7 +191,7 @@ def test_no_name_of_a_recipe_toolkit_or_model_occurs_in_the_program() -> None:
     assert named_in_program(program) == []
 
 
-@pytest.mark.parametrize("name", sorted({loaded.recipe.name for loaded in ALL} | {"Qwen3MoeForCausalLM"}))
+@pytest.mark.parametrize("name", sorted({loaded.recipe.name for loaded in EVERY} | {"Qwen3MoeForCausalLM"}))
 def test_a_name_in_the_program_would_be_found(name: str) -> None:
     assert len(named_in_program({"a.py": f'if recipe.name == "{name}":', "b.py": f"# for {name.lower()} only"})) == 2
 

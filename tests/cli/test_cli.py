@@ -85,6 +85,7 @@ def test_an_error_as_json_is_one_document(dca: RunDca, tmp_path: Path) -> None:
     assert (document["schema"], document["code"], document["exit"], done.returncode) == ("dca.error/1", "DCA-303", 3, 3)
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     noise = {f"DCA_NOISE_{number}": str(number) for number in range(50)}
@@ -176,6 +177,7 @@ def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
     assert done.stderr.startswith("DCA-101: the disk is full")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path: Path) -> None:
     """`pip install .` as a user runs it, then the data from an empty folder."""

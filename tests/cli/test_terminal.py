@@ -106,6 +106,7 @@ def test_tasks_of_a_stage_belong_to_it(capsys: pytest.CaptureFixture[str], monke
     assert [line.split()[0] for line in lines] == ["plan", "environment", "environment", "plan"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_reports_nothing_is_shown_and_not_one_that_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_stage_that_reports_nothing_is_shown_and_not_one_that_waits_for_it(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_stage_that_reports_nothing_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     stream.isatty = lambda: True  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import Loaded
 from dca.compile import lean
 from dca.compile.assembled import assembled
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation.errors import DcaError
 from dca.sources.fetch import Tree
 from dca.toolchain import device_tools
@@ -42,8 +42,10 @@ def job(planned: Plan, toolkit: Path, cmake_python: Path, all_recipes: tuple[Loa
         recipe=recipe,
         tree=Tree(folder="", sources=(), members={}),
         toolkit=toolkit,
-        python=cmake_python,
-        torch=TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        environment=BuildEnvironment(
+            cmake_python,
+            TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        ),
     )
 
 
@@ -111,7 +113,7 @@ def refusal(job: Job, module: PlannedModule, file: Path, tmp_path: Path) -> DcaE
 
 
 def test_an_environment_without_such_a_ptxas_is_told(job: Job, tmp_path: Path) -> None:
-    bare = dataclasses.replace(job, python=tmp_path / "env/bin/python")
+    bare = dataclasses.replace(job, environment=BuildEnvironment(tmp_path / "env/bin/python", job.torch))
     module = module_of(job, ("12.0",), sm12_0="9.0")
     assert "needs a ptxas of CUDA 12.8 or later" in refusal(bare, module, linked(job, tmp_path), tmp_path).why
 

@@ -128,6 +128,7 @@ const char *file(int *p) { hidden<<<1, 1>>>(p); return __FILE__; }
 """
 
 
+@pytest.mark.long
 def test_nothing_of_where_the_folder_is_gets_into_a_module(
     cmake_python: Path, planned: Plan, toolkit: Path, tmp_path: Path
 ) -> None:

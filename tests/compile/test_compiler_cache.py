@@ -283,6 +283,7 @@ def through_redis(job: Job) -> Job:
     return cast("Job", SimpleNamespace(**{**vars(job), "plan": plan}))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("endpoint", [None, "redis://127.0.0.1:1", "nonsense"])
 def test_sccache_passes_the_probe_and_leaves_no_server(

@@ -24,7 +24,7 @@ from dca.catalogue import recipes
 from dca.catalogue.plan import Plan
 from dca.compile import compiling, lean
 from dca.compile.compiling import Build
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import documents, host_memory, store
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -307,7 +307,7 @@ def test_memory_is_looked_at_when_the_folder_is_free(
 
     def second() -> None:
         tree, log = Tree(folder=str(tmp_path), sources=(), members={}), tmp_path / "log"
-        job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=tmp_path, python=tmp_path, torch=torch)
+        job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=tmp_path, environment=BuildEnvironment(tmp_path, torch))
         with compiling.prepared(job, Run(cache, reporter, log)) as (allowed, _):
             jobs.append(allowed)
 

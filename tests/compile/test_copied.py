@@ -17,7 +17,7 @@ from dca.catalogue.recipes import Loaded
 from dca.compile import copied, ops
 from dca.compile.compiling import Build
 from dca.compile.copied import Rewritten
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import documents, store
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
@@ -69,8 +69,10 @@ def job(
         recipe=recipe,
         tree=Tree(folder=str(folder), sources=(), members={}),
         toolkit=toolkit,
-        python=cmake_python,
-        torch=TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        environment=BuildEnvironment(
+            cmake_python,
+            TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include=""),
+        ),
     )
     run, ptxas = quiet_run(folder / "cache"), toolkit / "bin/ptxas"
     containers = []
@@ -225,7 +227,7 @@ def test_a_damaged_module_stays_as_it_is_with_a_note(job: Job, edit: object, why
 
 def test_a_machine_without_a_ptxas_for_its_ptx_keeps_the_module(job: Job, tmp_path: Path) -> None:
     # The toolkit has one of CUDA 12.4 only.
-    bare = dataclasses.replace(job, python=tmp_path / "env/bin/python")
+    bare = dataclasses.replace(job, environment=BuildEnvironment(tmp_path / "env/bin/python", job.torch))
     file, how, note, _ = copied.rewritten(bare, module_of(bare), quiet_run(tmp_path))
     assert (file, how) == (official(bare), None)
     assert f"needs a ptxas of CUDA {job.recipe.official_wheel.cuda if job.recipe.official_wheel else ''}" in note

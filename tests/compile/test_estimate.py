@@ -57,6 +57,7 @@ def played(
         now += 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 @pytest.mark.parametrize("pace", [0.5, 1.0, 2.5])
 def test_the_estimate_comes_nearer_as_the_build_goes_on(lanes: int, pace: float) -> None:

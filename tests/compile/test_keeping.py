@@ -95,6 +95,7 @@ extern "C" void dca_start(float* v) {
 FLAGS = ("-ccbin=/usr/bin/g++", "-O2", "-Xcompiler=-fPIC", "-c", "a.cu")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "ptx",

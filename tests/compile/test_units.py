@@ -95,8 +95,10 @@ def test_sources_that_need_the_same_dear_headers_go_together(tmp_path: Path) -> 
     ]
     factories = [units.FACTORIES in units.text(unit, tmp_path / "generated/u.cu") for unit in arranged]
     assert factories == [True, False]
-    # What did not compile with others is given everything.
-    assert units.FACTORIES in units.text([tmp_path / "plain.cu"], tmp_path / "generated/u.cu")
+    # What did not compile is given everything.
+    plain = tmp_path / "plain.cu"
+    factories = [units.FACTORIES in units.text([plain], tmp_path / "generated/u.cu", alone) for alone in ((), {plain})]
+    assert factories == [False, True]
 
 
 def test_what_does_not_compile_is_taken_apart_down_to_its_sources(tree: dict[str, Path], tmp_path: Path) -> None:
@@ -111,7 +113,12 @@ def test_what_does_not_compile_is_taken_apart_down_to_its_sources(tree: dict[str
     assert apart.alone == {tree["one"], tree["three"]}
     assert not apart.plain
     assert units.take_apart(tmp_path, ["u-2.cu.o", "u-1.cu.o"])
-    assert units.Apart.read(tmp_path, "p").plain == {tree["big"]}
+    apart = units.Apart.read(tmp_path, "p")
+    # A source by itself is tried once more with everything, and then with torch's own headers.
+    assert tree["big"] in apart.alone
+    assert not apart.plain & {tree["big"]}
+    assert units.take_apart(tmp_path, ["u-2.cu.o"])
+    assert units.Apart.read(tmp_path, "p").plain >= {tree["big"]}
     store.write_bytes(generated / f"_C{units.BINDINGS}", b"")
     assert units.take_apart(tmp_path, [f"_C{units.BINDINGS}.o"])
     assert units.Apart.read(tmp_path, "p").plain == {tree["big"], generated / f"_C{units.BINDINGS}"}

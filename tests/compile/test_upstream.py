@@ -16,7 +16,7 @@ from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import Full, FullCompanion, FullModule, Loaded, Recipe
 from dca.compile import cmake, upstream
 from dca.compile.compiling import Listing
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -135,8 +135,7 @@ def small(planned: Plan, recipe: Recipe, python: Path, tmp_path: Path) -> Small:
         recipe=recipe.model_copy(update={"full": FULL}),
         tree=Tree(folder=str(root), sources=(), members={}),
         toolkit=root / "toolkit",
-        python=python,
-        torch=facts,
+        environment=BuildEnvironment(python, facts),
     )
     return Small(job, tmp_path / "Bau mit Zwischenraum")
 

@@ -47,6 +47,7 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-120", {"rope_scaling": {"factor": 4.0}}, {}),
     ("DCA-120", {"rope_scaling": "yarn"}, {}),
     ("DCA-120", {"rope_scaling": {"type": 1}}, {}),
+    ("DCA-120", {"rope_scaling": {**YARN, "type": "yarn", "rope_type": []}}, {}),
     ("DCA-121", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {}),
     ("DCA-122", {"rope_scaling": {**YARN, "original_max_position_embeddings": 32768.0}}, {}),
     ("DCA-122", {"max_position_embeddings": "32768"}, {}),

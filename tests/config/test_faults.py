@@ -28,6 +28,12 @@ from tests.support.model_configs import MILLION, MOE, changed, config, listing, 
 pytestmark = pytest.mark.proof
 
 
+@pytest.fixture(autouse=True)
+def no_readers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache without readers: each edit would start every one that is installed, for seconds."""
+    monkeypatch.setenv("DCA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 def run(*words: str | Path) -> tuple[int, str]:
     """The command line in this process: its exit code and all that it says. A traceback would end the test."""
     out = io.StringIO()

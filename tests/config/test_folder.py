@@ -186,6 +186,7 @@ def test_a_new_folder_inside_of_the_old_one_is_refused(model: Path) -> None:
     assert listing(model) == names
 
 
+@pytest.mark.slow
 def test_weights_are_never_opened(model: Path) -> None:
     """Every file that the interpreter opens is told by its audit hook."""
     script = f"""
@@ -236,6 +237,7 @@ def test_a_step_that_was_noted_and_not_made_is_dropped(model: Path) -> None:
     assert not (model / ".dca-undo.json").exists()
 
 
+@pytest.mark.slow
 def test_the_models_own_file_for_a_million_tokens_to_the_byte(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", config(MOE))
     own = {
@@ -263,6 +265,7 @@ def test_the_models_own_file_for_a_million_tokens_to_the_byte(tmp_path: Path) ->
     assert not dropped.change.changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "config"])
 def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
     folder = write(tmp_path / "m", config(MILLION))

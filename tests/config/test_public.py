@@ -87,6 +87,7 @@ def test_an_original_has_no_errors_and_a_known_layout() -> None:
     assert found == {}
 
 
+@pytest.mark.slow
 def test_a_scaling_of_the_models_own_is_not_replaced_unasked() -> None:
     refused = 0
     for path in FILES:
@@ -111,6 +112,7 @@ def flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     return {where: one for name, part in value.items() for where, one in flat(part, (*path, name)).items()}
 
 
+@pytest.mark.slow
 def test_an_edit_changes_the_scaling_and_the_length_and_nothing_else() -> None:
     seen = 0
     for name, before, after in edited():

@@ -128,6 +128,7 @@ def located(name: str, cache: store.Store, wheel: Path | None, log: Path) -> Ins
 QUICK = {"vllm-0.10.2": pytest.mark.wheel}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=QUICK.get(name, pytest.mark.whole)) for name in sorted(KNOWN)]
 )
@@ -232,6 +233,7 @@ def test_an_engine_is_not_downloaded_without_its_wheel(tmp_path: Path) -> None:
     assert not cache.root.exists()
 
 
+@pytest.mark.slow
 def test_a_python_without_the_package_is_told_in_its_own_words(tmp_path: Path) -> None:
     import sys
 
@@ -267,6 +269,7 @@ __version__ = "0.0"
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_refuses_a_folder_is_quoted_on_one_line(tmp_path: Path) -> None:
     import sys
 

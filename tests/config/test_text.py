@@ -34,6 +34,7 @@ OBJECTS = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=6), VAL
 INDENTS = st.sampled_from([None, 0, 2, 4, "\t"])
 
 
+@pytest.mark.slow
 @given(OBJECTS, INDENTS)
 @settings(max_examples=examples(200), deadline=None)
 def test_what_is_parsed_is_what_python_reads(value: dict[str, object], indent: int | str | None) -> None:
@@ -43,6 +44,7 @@ def test_what_is_parsed_is_what_python_reads(value: dict[str, object], indent: i
     assert result.data == written.encode()
 
 
+@pytest.mark.slow
 @given(OBJECTS, st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), VALUES, INDENTS)
 @settings(max_examples=examples(300), deadline=None)
 def test_a_key_that_is_set_and_removed_leaves_the_others(

@@ -829,6 +829,7 @@ def test_a_list_of_plugins_without_the_guards_is_told(
     assert status == "fine" or "dca_guards" in result.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "recipe", "status"),
     [(28, "vllm-0.10.2", None), (14, "vllm-0.10.2", "wrong"), (14, "", "note"), (14, "qwen-fork", None)],
@@ -888,6 +889,7 @@ def test_weights_and_cache_are_those_of_the_memory_model(
     assert needs({}) is None
 
 
+@pytest.mark.slow
 def test_a_model_that_is_as_it_should_be_is_fine(machine: Machine) -> None:
     model(machine, SEVEN)
     machine.gpus(*[H100] * 4)

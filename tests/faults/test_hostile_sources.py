@@ -739,6 +739,7 @@ print(store.tree_hash(target))
 """
 
 
+@pytest.mark.long
 def test_a_fetch_goes_on_whenever_it_is_killed(
     place: Place, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

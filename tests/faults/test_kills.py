@@ -94,6 +94,7 @@ print(provide.bring(source, Run(store.Store(Path(root)).open(), Silent(), Path(r
 """
 
 
+@pytest.mark.long
 def test_a_toolkit_is_whole_or_absent_whenever_bringing_it_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def hashes(ninja: Path) -> dict[str, str]:
     return {path.name: store.sha256_file(path) for path in made}
 
 
+@pytest.mark.long
 def test_a_compile_goes_on_whenever_it_is_killed(
     tmp_path: Path, cmake_python: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

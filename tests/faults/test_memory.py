@@ -112,6 +112,7 @@ def finished(folder: Path) -> list[str]:
     return sorted(line.split("\t")[3][-7:] for line in lines if ".o\t" in line)
 
 
+@pytest.mark.long
 def test_a_compiler_killed_by_the_kernel_is_named_and_the_rest_is_built_one_at_a_time(
     folder: Path, cmake_python: Path, limited: Callable[[int], Path]
 ) -> None:
@@ -215,6 +216,7 @@ def test_every_way_to_run_out_of_memory_is_tried_again_with_fewer(
     assert "run the same command again" in error.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

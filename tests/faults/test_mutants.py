@@ -54,7 +54,8 @@ CONVERSION = ["conversion/random", "conversion/borders", "conversion/rows", "con
 ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]
 # The whole layer over three chunks with the wheel's own kernels.
 LAYER = ["layer/dense/3-chunks", "layer/sparse/3-chunks"]
-# Faults that show there.
+# Faults that show there. "decode-query" does not: past the local tokens of a chunk, where the lengths end, queries are
+# rotated alike towards the previous chunk and older ones; level `cpu` finds it.
 IN_LAYER = (
     "decode-d1",
     "sparse-not-causal",
@@ -79,7 +80,6 @@ IN_LAYER = (
     "dense-heads",
     "sparse-heads",
     "decode-inter-length",
-    "decode-query",
     "clamp",
     "no-clamp",
     "key-chunks",
@@ -188,6 +188,7 @@ def chosen(count: int, chance: random.Random) -> list[Mutant]:
     return [*needed.values(), *others][: max(count, len(needed))]
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.slow
 def test_every_fault_is_found(

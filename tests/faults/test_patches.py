@@ -383,6 +383,7 @@ print(made.folders["source"], made.folders["kernels"], made.patched["source"], m
 """
 
 
+@pytest.mark.long
 def test_an_apply_goes_on_whenever_it_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

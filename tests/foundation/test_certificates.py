@@ -65,6 +65,7 @@ def test_requests_uv_and_git_trust_the_same_authorities(
     assert [path for path in place.asked if "nothing" in path]
 
 
+@pytest.mark.slow
 def test_without_them_the_message_says_how_to_name_them(
     untrusted: tuple[Place, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

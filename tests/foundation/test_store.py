@@ -173,6 +173,7 @@ def test_a_folder_with_read_only_folders_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_under_way_is_swept_and_nothing_else(tmp_path: Path) -> None:
     left = (
         "import os, sys; from pathlib import Path; from dca.foundation import store\n"
@@ -214,6 +215,7 @@ def test_opening_a_cache_removes_what_a_killed_run_left_and_not_what_a_living_on
         assert used.is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["incoming", "incoming_folder", "scratch"])
 def test_the_next_writer_removes_what_a_killed_one_left(write: str, tmp_path: Path) -> None:
     target = tmp_path if write == "scratch" else tmp_path / "target"

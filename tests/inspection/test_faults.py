@@ -60,6 +60,7 @@ def assert_is_found(code: int, message: str, *words: str) -> None:
         assert word in message, message
 
 
+@pytest.mark.long
 def test_without_a_fault_nothing_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
     wheel = wheels.write(dict(bench.files), bench.folder / bench.name)
     assert bench.inspect(dca, wheel, bench.plan, "--python", build_python) == (0, "")
@@ -90,6 +91,7 @@ def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
             True,
             ["registers _C::rms_norm with another schema than the official wheel", "epsilom"],
             id="changed schema",
+            marks=pytest.mark.long,
         ),
         pytest.param(wheels.with_a_cut_cubin, False, [f"{MODULE}: the cubin for 8.0 at offset"], id="cut cubin"),
         pytest.param(

@@ -305,6 +305,7 @@ def test_a_module_that_may_hold_more_archs_than_planned_must_hold_the_planned_on
     assert "lacks cubins for 8.6" in differences(sass=("8.6",), at_least=True)
 
 
+@pytest.mark.long
 def test_ops_are_listed_by_loading_the_modules(wheel: Path, build_python: Path) -> None:
     inspected = inspection.inspect(wheel, inspection.schemas.loaded(build_python))
     assert inspected.problems == ()

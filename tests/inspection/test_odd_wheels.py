@@ -27,6 +27,7 @@ def problems(wheel: Path) -> tuple[str, ...]:
         return (f"{error.code}: {error.why}",) if error.code == "DCA-701" and error.why else ()
 
 
+@pytest.mark.slow
 def test_a_hostile_wheel_is_a_problem_that_can_be_printed(tmp_path: Path) -> None:
     found = {name: problems(write(tmp_path, make())) for name, make in HOSTILE.items()}
     assert [name for name, said in found.items() if not said] == []
@@ -61,6 +62,7 @@ def faults(wheel: Path) -> list[str]:
         return [str(error)]
 
 
+@pytest.mark.slow
 def test_only_an_archive_without_faults_is_unpacked(tmp_path: Path) -> None:
     """The archive's own faults; what only a wheel can have is not looked at."""
     refused = 0
@@ -88,6 +90,7 @@ def damaged(chance: random.Random) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.whole)])
 def test_damage_never_ends_in_a_traceback(count: int, tmp_path: Path, chance: random.Random) -> None:
     for _ in range(count):

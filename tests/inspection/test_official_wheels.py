@@ -135,6 +135,7 @@ def test_other_releases(official: Official, cache: store.Store, tmp_path: Path) 
     check(official, inspection.inspect(downloaded(official, cache, tmp_path)))
 
 
+@pytest.mark.long
 def test_it_takes_less_memory_than_its_largest_module(last: subprocess.CompletedProcess[str]) -> None:
     """The wheel holds modules of 364 and 623 MB; under 1 GiB is asked for."""
     peak = int(last.stderr.splitlines()[-1])
@@ -151,5 +152,6 @@ def test_json_holds_what_is_wrong_and_nothing_follows_it(last: subprocess.Comple
 
 def test_the_schema_of_the_json_is_told_and_fits(last: subprocess.CompletedProcess[str], dca: RunDca) -> None:
     schema = json.loads(dca("inspect", "--schema").stdout)
-    assert set(schema["properties"]) == set(json.loads(last.stdout))
+    # A wheel that is no variant does not speak of one.
+    assert set(schema["properties"]) - {"variant"} == set(json.loads(last.stdout))
     assert schema["properties"]["schema"] == {"const": Inspection.SCHEMA}

@@ -244,7 +244,8 @@ def test_only_a_request_that_the_engine_would_ignore_is_refused(
 
 
 def test_the_documentation_has_a_row_for_each_code() -> None:
-    rows = re.findall(r"^\| (DCA-\d+) \|", (ROOT / "docs" / "guards.md").read_text(), re.MULTILINE)
+    text, _, _ = (ROOT / "docs" / "guards.md").read_text().partition("## In the plugin")
+    rows = re.findall(r"^\| (DCA-\d+) \|", text, re.MULTILINE)
     assert rows == list(guards.CODES)
 
 

@@ -43,7 +43,7 @@ FACTORS_OF_ONE = [[1.0] * 4, [1.0] * 2]
 GIVEN_FACTORS = [[1.0, 1.0, 1.5, 1.5], [1.0, 1.5]]
 
 
-@pytest.fixture(scope="session", params=[OLD, NEW])
+@pytest.fixture(scope="session", params=[pytest.param(OLD, marks=pytest.mark.long), NEW])
 def release(
     request: pytest.FixtureRequest,
     all_recipes: tuple[Loaded, ...],

@@ -69,7 +69,7 @@ def test_every_recipe_has_the_guards_and_hooks_of_its_own_or_shared_ones(
     all_recipes: tuple[recipes.Loaded, ...],
 ) -> None:
     used = []
-    for loaded in all_recipes:
+    for loaded in recipes.compiling(all_recipes):
         patches = loaded.recipe.patches
         folders = [PATCHES / loaded.recipe.name / "added", *(PATCHES / name for name in patches.added)]
         assert "guards" in patches.added

@@ -650,6 +650,7 @@ def test_a_wheel_is_made_offline_from_the_cache_and_is_the_one_made_online(
     assert json.loads((Path(offline["run"]) / "lock.json").read_text())["toolkit"]["archives"]
 
 
+@pytest.mark.slow
 def test_an_empty_cache_says_offline_what_it_lacks(dca: RunDca, tmp_path: Path) -> None:
     done = dca("fetch", "--recipe", "vllm-0.10.2", "--prebuilt", "all", "--offline", "--cache-dir", tmp_path / "empty")
     assert done.returncode == 4, done.stderr

@@ -27,7 +27,7 @@ from dca.toolchain import conda
 from tests.support import ROOT, RunDca, quiet_run
 from tests.support.prepared import run_dca
 
-ALL = recipes.load_all()
+ALL = recipes.compiling(recipes.load_all())
 LINES = ("12.1", "12.3", "12.4")
 OWN = "12.1"
 """That environment.yml is for."""
@@ -172,6 +172,7 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_each_environment_solves_and_installs(line: str, channels: Path, tmp_path: Path) -> None:
     rattler = pytest.importorskip("rattler")
@@ -270,12 +271,14 @@ def call(*arguments: str | Path, path: str, cwd: Path) -> subprocess.CompletedPr
     return run_dca("env", *arguments, cwd=cwd, env=env, timeout=60)
 
 
+@pytest.mark.slow
 def test_conda_can_be_insisted_on(tmp_path: Path) -> None:
     done = call("--engine", "conda", path="/usr/bin:/bin", cwd=tmp_path)
     assert (done.returncode, done.stderr.startswith("DCA-103: none of micromamba, mamba, conda")) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -48,6 +48,17 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
             assert store.sha256_file(file) == sha256
 
 
+def test_the_summary_says_why_a_wheel_does_not_load_on_older_systems(made: Made, plan: Plan, tmp_path: Path) -> None:
+    assert "does not load on systems of" not in summary(plan, made)
+    inspected = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
+    new = inspected.modules[0].model_copy(update={"newer": ("__isoc23_strtol (GLIBC_2.38)",)})
+    documents.write(inspected.model_copy(update={"modules": (new,)}), tmp_path / "inspection.json")
+    shutil.copyfile(Path(made.run) / "build.json", tmp_path / "build.json")
+    text = " ".join(summary(plan, made.model_copy(update={"run": str(tmp_path)})).split())
+    assert f"Warning: {new.path} does not load on systems of manylinux_2_28" in text
+    assert "require __isoc23_strtol (GLIBC_2.38)." in text
+
+
 def test_the_wheel_is_small_and_says_which_kernels_a_copied_module_keeps(
     made: Made, plan: Plan, tmp_path: Path
 ) -> None:
@@ -230,6 +241,7 @@ def test_vllm_is_imported_without_any_simulation(run_python: Path, wheel: Path, 
     assert wheel.name.split("-")[1] in imported(run_python, tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
     made = make_small(dca, small_cache, tmp_path)
     (Path(made.run) / "inspection.json").unlink()

@@ -25,7 +25,7 @@ from dca.publish.check import check
 from dca.publish.folder import Folder
 from tests.support import ROOT
 from tests.support.faulty import Faulty
-from tests.support.index_links import broken
+from tests.support.index_links import broken, differing
 from tests.support.kills import killed_command, leftovers
 from tests.support.made_wheels import make, put
 from tests.support.served import pip, served, uv
@@ -101,7 +101,7 @@ class Scene:
 
     def left_right(self, number: int) -> None:
         """After an interruption no link is broken, and the same command completes the index."""
-        assert (check(self.index).wrong, broken(self.index)) == ((), [])
+        assert (check(self.index).wrong, broken(self.index), differing(self.index)) == ((), [], [])
         reached = self.state(self.index)
         names = set(self.before) | set(self.after[number])
         # Some of several wheels may be published already; each has its old or its new state.
@@ -124,6 +124,7 @@ def points(counts: list[int], number: int, chance: random.Random) -> list[tuple[
     return [*chance.sample(every, min(number, len(every))), *chance.choices(every, k=max(0, number - len(every)))]
 
 
+@pytest.mark.long
 def test_an_index_is_right_whenever_publishing_is_killed(
     scene: Scene, faulty: Faulty, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
@@ -137,6 +138,7 @@ def test_an_index_is_right_whenever_publishing_is_killed(
     print(f"{count} kills at {sum(scene.counts)} calls of {len(scene.counts)} commands")
 
 
+@pytest.mark.long
 def test_an_index_is_right_whenever_its_first_publishing_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
@@ -153,6 +155,7 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
         killed += killed_command(words, whole * (0.3 + 0.7 * chance.random()))
         if (tmp_path / "index" / layout.SETTINGS).exists():
             assert (check(tmp_path / "index").wrong, broken(tmp_path / "index")) == ((), [])
+            assert differing(tmp_path / "index") == []
         subprocess.run(words, check=True, capture_output=True, env=env, cwd=ROOT)
         assert check(tmp_path / "index").fine
     print(f"{killed} kills")
@@ -209,6 +212,7 @@ def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[
     print(f"{found} of {found} found")
 
 
+@pytest.mark.long
 def test_publishers_at_once_lose_nothing(tmp_path: Path, python: Path, scale: Callable[[int], int]) -> None:
     """Processes publish to one index while wheels are installed from it."""
     whole = scale(32) == 32
@@ -302,6 +306,7 @@ def test_of_publishers_with_other_bytes_one_wins(tmp_path: Path) -> None:
     assert check(tmp_path / "index").fine
 
 
+@pytest.mark.long
 def test_one_more_wheel_rewrites_nothing_of_the_others(
     tmp_path: Path, scale: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def test_pypi_simple_reads_it(index: Path, python: Path, as_json: bool, version:
         assert ("/cu124/vllm/index.json" in {path for _, path in web.asked}) == as_json
 
 
+@pytest.mark.long
 def test_a_yanked_wheel_is_installed_only_when_asked_for(tmp_path: Path, python: Path) -> None:
     from dca import publish
     from dca.publish.folder import Folder

@@ -260,6 +260,7 @@ def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
     assert "smoke test failed" in refused("DCA-901", tmp_path / "index", wheel, evidence=[report]).what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "fine"),
     [
@@ -339,6 +340,7 @@ def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:
     assert check(tmp_path / "index").fine
 
 
+@pytest.mark.slow
 def test_yank_remove_and_back(tmp_path: Path) -> None:
     index = tmp_path / "index"
     wheels = [
@@ -399,12 +401,45 @@ def test_the_page_for_people_needs_no_script(tmp_path: Path) -> None:
         store.sha256_file(wheel),
         'href="cu124/"',
         "nothing wrong found",
-        "--index-url https://wheels.example.invalid/cu124/",
+        "--extra-index-url https://wheels.example.invalid/simple/",
         "&lt;script&gt;alert(1)",
     ):
         assert words in text, words
     links = re.findall(r'href="([^"]+)"', text)
     assert all((tmp_path / "index" / unquote(link)).exists() for link in links)
+
+
+def test_a_view_without_wheels_goes_whole(tmp_path: Path) -> None:
+    """Its HTML and JSON at once, with what others have put among them."""
+    index = tmp_path / "index"
+    put(index, make(tmp_path, "1.0+cu124"), make(tmp_path, "2.0+cu130", cuda="13.0"))
+    (index / "cu130/left").write_text("x")
+    (index / "simple/old").mkdir()
+    (index / "simple/old/index.html").write_text("x")
+    publish.remove(["2.0+cu130"], Folder(index))
+    assert sorted(path.name for path in index.iterdir() if path.name[:2] in ("cu", "si")) == ["cu124", "simple"]
+    assert sorted(path.name for path in (index / "simple").iterdir()) == ["index.html", "index.json", "vllm"]
+    assert check(index).fine
+
+
+@pytest.mark.slow
+def test_a_stand_in_for_a_disk_without_exchange_has_the_pages_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the names of two folders cannot be exchanged, the forms of a page may differ for a moment there."""
+    wheels = [make(tmp_path, "1.0+cu124"), make(tmp_path, "2.0+cu130", cuda="13.0")]
+    for name in ("able", "not-able"):
+        put(tmp_path / name, *wheels)
+        if name == "not-able":
+            monkeypatch.setattr(store, "exchanged", lambda new, other: False)
+        publish.yank(["1.0+cu124"], "bad", Folder(tmp_path / name))
+        assert check(tmp_path / name).fine
+    pages = [
+        {path: file.read_bytes() for path, file in store.walk(tmp_path / name / "simple")}
+        for name in ("able", "not-able")
+    ]
+    assert pages[0].keys() == pages[1].keys()
+    assert [b'data-yanked="bad"' in one["vllm/index.html"] for one in pages] == [True, True]
 
 
 def test_an_empty_index_is_one(tmp_path: Path) -> None:
@@ -524,6 +559,7 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60), deadline=None)
 @given(st.lists(records(), max_size=6, unique_by=lambda one: one.file))
 def test_readers_find_in_every_page_what_the_records_say(given_records: list[Record]) -> None:

@@ -3,90 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from dca.foundation import store
-from dca.foundation.events import Silent
-from dca.foundation.run import Run
-from dca.toolchain import environments
-from tests.support import ROOT
 from tests.support.made_wheels import make
 from tests.support.served import pip, uv
+from tests.support.servers import KEYS, Command, Dca, free_port, running
 
 pytestmark = pytest.mark.whole
 SECRET = "pass-Word+42"
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-Dca = Callable[..., subprocess.CompletedProcess[str]]
-Command = list[str | Path]
-
-
-@pytest.fixture(scope="session")
-def servers(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with the servers, from their lock."""
-    lock, version = Path(__file__).with_name("servers.txt"), f"{sys.version_info[0]}.{sys.version_info[1]}"
-    log = tmp_path_factory.mktemp("servers") / "log"
-    return environments.make(lock, sys.executable, version, Run(cache, Silent(), log)).parent
-
-
-@pytest.fixture(scope="session")
-def run(servers: Path, tmp_path_factory: pytest.TempPathFactory) -> Dca:
-    """`dca` with boto3 at the end of its path, and twine on PATH."""
-    (packages,) = servers.parent.glob("lib/python3.*/site-packages")
-    start = f"import sys; sys.path.append({str(packages)!r}); from dca.cli import main; main()"
-    home = tmp_path_factory.mktemp("home")
-
-    def call(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TWINE_", "AWS_"))}
-        given = {
-            **kept,
-            "PYTHONPATH": str(ROOT / "scripts"),
-            "HOME": str(home),
-            "PATH": f"{servers}:{os.environ['PATH']}",
-            "DCA_CACHE_DIR": str(home / "cache"),
-            **env,
-        }
-        argv = [sys.executable, "-c", start, *map(str, words), "--quiet"]
-        return subprocess.run(argv, env=given, text=True, capture_output=True, check=False)
-
-    return call
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def running(argv: Command, url: str, folder: Path) -> Iterator[str]:
-    """A server for the time of the block."""
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen([*map(str, argv)], stdout=log, stderr=log, cwd=folder)
-    try:
-        end = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(url, timeout=10)
-                break
-            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
-            assert time.monotonic() < end, (folder / "server.log").read_text()[-3000:]
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture
@@ -130,23 +60,6 @@ def devpi(servers: Path, tmp_path: Path) -> Iterator[str]:
         )
         assert made.ok, made.text
         yield f"{url}root/dev/"
-
-
-@pytest.fixture
-def s3(servers: Path, tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    argv: Command = [servers / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
-        assert requests.put(f"{url}wheels", timeout=30).ok
-        # Anybody may read it, as a public index.
-        policy = {
-            "Version": "2012-10-17",
-            "Statement": [
-                {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::wheels/*"}
-            ],
-        }
-        assert requests.put(f"{url}wheels?policy", data=json.dumps(policy), timeout=30).ok
-        yield url
 
 
 @pytest.mark.parametrize("kind", ["pypiserver", "devpi"])

@@ -123,6 +123,7 @@ def test_a_machine_gets_the_right_verdict(
     assert [never for never in row.never if never in text] == []
 
 
+@pytest.mark.slow
 def test_for_another_driver_nothing_is_probed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ from dca.catalogue.plan import (
     Reason,
     Request,
 )
-from dca.catalogue.recipes import Cuda, GitSource, Loaded, load_all
+from dca.catalogue.recipes import Cuda, GitSource, Loaded, compiling, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
 from dca.resolve import World, resolve
@@ -36,7 +36,7 @@ from dca.resolve.full import nearest
 from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
-RECIPES = load_all()
+RECIPES = compiling(load_all())
 DRIVERS = toolkits.load_versions().drivers
 NAMES = [loaded.recipe.name for loaded in RECIPES]
 FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
@@ -600,6 +600,7 @@ worlds = st.builds(
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @given(requests, worlds)
 @settings(max_examples=examples(400), deadline=None)
@@ -1089,3 +1090,26 @@ def test_a_copied_module_of_a_recipe_without_the_names_of_its_kernels_keeps_ever
     plan = planned(Request(), world(recipes=recipes))
     assert copied(plan).keeps is None
     assert plan.serves.head_dims == ()
+
+
+def test_a_variant_shares_its_version_and_says_which_machines_it_is_for() -> None:
+    request = Request(recipe="vllm-0.10.2", archs=("9.0",), cuda="12.4")
+    plain, variant = planned(request), planned(request.model_copy(update={"variants": True}))
+    assert (plain.variant, "variant" in plain.model_dump()) == (None, False)
+    assert variant.variant is not None
+    assert variant.variant.label == "cu124_sm90"
+    assert variant.variant.properties == {
+        "nvidia": {"cuda_version_lower_bound": ("12.0", "12.4"), "sm_arch": ("90_real",)}
+    }
+    assert variant.version == plain.version.partition(".cu124")[0]
+    other = planned(request.model_copy(update={"variants": True, "archs": ("8.0",)}))
+    assert (other.version, other.variant and other.variant.label) == (variant.version, "cu124_sm80")
+    assert len({plain.key, variant.key, other.key}) == 3
+
+
+def test_a_variant_that_other_gpus_would_get_is_refused() -> None:
+    """Installers give code for 8.7 to 8.9 too, but that of a Jetson runs on no other GPU."""
+    request = Request(recipe="vllm-0.10.2", archs=("8.7",), cuda="12.4", variants=True)
+    assert planned(request.model_copy(update={"variants": False})).archs == ("8.7",)
+    reason = only_reason(request)
+    assert (reason.code, "8.9" in reason.text) == ("DCA-314", True)

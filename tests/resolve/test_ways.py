@@ -55,6 +55,7 @@ LOCAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "seen", "nearest", "code", "says", "way"),
     [

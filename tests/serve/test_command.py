@@ -101,6 +101,7 @@ def test_a_shell_starts_exactly_the_words_whatever_they_are(
         assert {name: started["env"].get(name) for name in launch.environment} == launch.environment
 
 
+@pytest.mark.slow
 def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
     text = command.shell(launched(api_key=True))
     by_a_shell(text, tmp_path / "bin")
@@ -111,6 +112,7 @@ def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_several_machines_start_ray_with_the_variables_and_then_the_server(tmp_path: Path) -> None:
     launch = launched(FOURTEEN, "4xA100-40", machines=2)
     head, worker, serve = by_a_shell(command.shell(launch), tmp_path / "bin")["told"]
@@ -141,6 +143,7 @@ def test_docker_is_given_exactly_the_words_and_the_folder(
         assert "9001:9001" in argv
 
 
+@pytest.mark.slow
 def test_docker_on_several_machines(tmp_path: Path) -> None:
     launch = launched(FOURTEEN, "4xA100-40", machines=3)
     head, worker, serve = [started["argv"] for started in by_a_shell(command.docker(launch), tmp_path / "bin")["told"]]
@@ -151,6 +154,7 @@ def test_docker_on_several_machines(tmp_path: Path) -> None:
     assert all("--network=host" in started for started in (head, worker))
 
 
+@pytest.mark.slow
 def test_gpus_of_a_container_are_named_to_docker_and_not_inside(tmp_path: Path) -> None:
     (started,) = by_a_shell(command.docker(launched(visible="4,5,6,7")), tmp_path / "bin")["told"]
     assert started["argv"][started["argv"].index("--gpus") + 1] == '"device=4,5,6,7"'
@@ -199,6 +203,7 @@ def test_a_unit_starts_exactly_the_words(chance: random.Random, scale: Callable[
         assert unit["KillSignal"] == ["SIGINT"]
 
 
+@pytest.mark.slow
 def test_units_of_several_machines_and_of_a_program_elsewhere() -> None:
     parsed = units(
         command.systemd(launched(FOURTEEN, "4xA100-40", machines=2, program="/srv/env/bin/vllm", api_key=True))
@@ -231,6 +236,7 @@ def test_manifests_hold_exactly_the_words(chance: random.Random, scale: Callable
         assert workload["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
 
 
+@pytest.mark.slow
 def test_a_stateful_set_leads_with_its_first_pod() -> None:
     launch = launched(FOURTEEN, "4xA100-40", machines=2, api_key=True)
     workload, service, pods = yaml.safe_load_all(command.k8s(launch))
@@ -289,6 +295,7 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
     assert used - known == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "where", "machines", "each", "used"),
     [

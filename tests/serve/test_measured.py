@@ -242,6 +242,7 @@ def test_settings_of_the_log_are_planned_unless_others_are_asked_for(tmp_path: P
     assert (asked.measured.settings.sequences, asked.planned.settings.length) == (8, 1024)
 
 
+@pytest.mark.slow
 def test_later_plans_for_such_gpus_and_versions_are_corrected(tmp_path: Path) -> None:
     model, cache = served(tmp_path, "Qwen3-8B"), tmp_path / "cache"
     plan = ("plan", model, "--cache-dir", cache, "--json", "--gpus")

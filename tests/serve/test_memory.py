@@ -285,6 +285,7 @@ def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:
         assert tokens == 0 or tokens == MILLION or tokens % 16 == 0, place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SEVEN, FOURTEEN, THIRTY])
 def test_what_is_said_to_fit_fits_and_one_block_more_does_not(name: str) -> None:
     model = shape(name)
@@ -299,6 +300,7 @@ def test_what_is_said_to_fit_fits_and_one_block_more_does_not(name: str) -> None
                 assert not choose(model, where, Asked(), tokens + 16, tp).fits
 
 
+@pytest.mark.slow
 def test_every_outcome_says_where_all_of_the_memory_goes(chance: random.Random) -> None:
     for _ in range(200):
         model = shape(chance.choice([SEVEN, FOURTEEN, THIRTY]), chance.choice(METHODS))

@@ -47,6 +47,7 @@ def run(*arguments: str | Path, **env: str) -> Done:
     return Done(code, out.getvalue(), wrong.getvalue())
 
 
+@pytest.mark.slow
 def test_the_program_itself_ends_with_the_exit_code() -> None:
     argv = [sys.executable, "-m", "dca", "serve", "plan", FOURTEEN, "--gpus", "2x80", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
@@ -55,6 +56,7 @@ def test_the_program_itself_ends_with_the_exit_code() -> None:
     assert done.stderr.startswith("DCA-150: ")
 
 
+@pytest.mark.slow
 def test_a_plan_is_told_as_text_and_as_a_document() -> None:
     done = run("plan", *FOUR)
     assert done.returncode == 0, done.stderr
@@ -66,6 +68,7 @@ def test_a_plan_is_told_as_text_and_as_a_document() -> None:
     assert json.loads(told.stdout)["schema"] == "dca.serve-plan/2"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
     done = run("plan", FOURTEEN, "--gpus", "2x80")
     assert done.returncode == 1
@@ -79,6 +82,7 @@ def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
     assert run("plan", FOURTEEN, "--gpus", "2x80", "--max-model-len", str(longest)).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [
@@ -122,6 +126,7 @@ def test_without_gpus_here_and_none_named_it_says_so(tmp_path: Path) -> None:
     assert "--gpus 4x80" in done.stderr
 
 
+@pytest.mark.slow
 def test_gpus_of_a_stand_in_driver_are_found_and_counted(tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15'; done\n")
@@ -137,6 +142,7 @@ def test_gpus_of_a_stand_in_driver_are_found_and_counted(tmp_path: Path) -> None
     assert run("plan", SEVEN, "--gpus", "4xA100-80", **wrong).returncode == 0
 
 
+@pytest.mark.slow
 def test_visible_gpus_of_a_stand_in_driver_are_those_that_are_planned_for(tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(

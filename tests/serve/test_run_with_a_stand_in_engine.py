@@ -190,6 +190,7 @@ def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signal
         assert "Interrupted" in wrong
 
 
+@pytest.mark.long
 def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
     # Longer than programs of a build get.
     body = (

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -34,6 +33,9 @@ ORDER = [
 
 def made(tmp_path: Path, config: str, *words: str) -> dict[str, Any]:
     """The recipe as its readers see it."""
+    # Importing it compiles grammars for four seconds.
+    import jsonschema
+
     model = tmp_path / "model"
     model.mkdir(exist_ok=True)
     # The cases leave out what memory does not depend on.
@@ -48,6 +50,7 @@ def made(tmp_path: Path, config: str, *words: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "words", "strategy"),
     [

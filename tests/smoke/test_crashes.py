@@ -43,7 +43,9 @@ def library(folder: Path, name: str, body: str) -> str:
     return str(file)
 
 
-def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool = False) -> list[dict[str, Any]]:
+def proven(
+    python: Path, folder: Path, kernels: dict[str, str], *, first: bool = False, case_seconds: float = 60
+) -> list[dict[str, Any]]:
     variants = [{"name": name, "oracle": None, "overlay": None, "kernel": file} for name, file in kernels.items()]
     request = {
         "wheel": "",
@@ -51,7 +53,7 @@ def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool =
         "threads": 1,
         "rows": 100,
         "sampled": 2,
-        "case_seconds": 2,
+        "case_seconds": case_seconds,
         "seed": 1,
         "modules": None,
         "variants": variants,
@@ -63,12 +65,15 @@ def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool =
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path: Path) -> None:
     kernels = {name: library(tmp_path, name, body) for name, (body, _) in FAULTS.items()}
     # One that is not even a library.
     (tmp_path / "none.so").write_text("this is no library")
+    endless = {"endless": kernels.pop("endless")}
     lines = proven(build_python, tmp_path, {**kernels, "unloadable": str(tmp_path / "none.so")})
+    lines += proven(build_python, tmp_path, endless, case_seconds=2)
     for name, (_, words) in FAULTS.items():
         of_variant = {line["case"]: line for line in lines if line.get("variant") == name}
         assert list(of_variant) == ["oracle/known", "conversion/random", "conversion/borders"]
@@ -83,6 +88,7 @@ def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path:
     assert told == [(name, case) for name in ("segfault", "nothing") for case in ("oracle/known", "conversion/random")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_an_emulated_gpu_finds_fails_the_case_that_ran(build_python: Path, tmp_path: Path) -> None:
     finding = {"kind": "race", "kernel": "convert", "text": "two warps write one place", "block": [1, 0, 0], "warp": 2}
@@ -107,9 +113,15 @@ KNOWN_FAULT = {"kind": "known", "kernel": "one", "text": "it writes behind its e
     ("lines", "then", "tested", "detail"),
     [
         ([END | {"why": ""}], "_exit(8);", False, "the kernel one cannot be emulated. no PTX (DCA-835)"),
-        ([KNOWN_FAULT, END | {"why": "x"}], "_exit(8);", False, "one cannot be emulated. no PTX x (DCA-835)"),
+        pytest.param(
+            [KNOWN_FAULT, END | {"why": "x"}],
+            "_exit(8);",
+            False,
+            "one cannot be emulated. no PTX x (DCA-835)",
+            marks=pytest.mark.long,
+        ),
         ([END | {"code": "DCA-837", "why": ""}], "_exit(8);", True, "cannot be emulated. no PTX (DCA-837)"),
-        ([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3"),
+        pytest.param([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3", marks=pytest.mark.long),
     ],
 )
 def test_a_case_that_the_emulated_gpu_cannot_run_is_told_from_one_that_fails(

@@ -33,6 +33,7 @@ def test_the_wheels_own_kernels_compute_what_they_must(dca: RunDca, wheel: Path)
     assert all("--level kernels" in case.repeat for case in cases.values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_wheel_named_by_a_relative_path_runs_its_kernels(dca: RunDca, wheel: Path) -> None:
     done = dca("smoke", wheel.name, *QUICK, "--case", "sparse/empty", cwd=wheel.parent)

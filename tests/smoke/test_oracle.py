@@ -13,6 +13,7 @@ from tests.support import ROOT, SHARE
 CASES = Path(__file__).parent / "oracle"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_oracle_is_right(build_python: Path, tmp_path: Path) -> None:
     # pytest is pure Python and serves any interpreter; torch comes from the environment itself.

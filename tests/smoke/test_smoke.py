@@ -289,6 +289,7 @@ def test_somebody_elses_wheel_without_the_backend_fails(dca: RunDca, tmp_path: P
     assert "static/backend" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_wheel_the_newest_of_dist_is_taken(dca: RunDca, tmp_path: Path) -> None:
     done = dca("smoke", "--level", "static", cwd=tmp_path)
     assert done.returncode == 2

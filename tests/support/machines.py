@@ -16,7 +16,7 @@ from dca.doctor import Report, Result, Subject
 from dca.doctor.probes import Probes
 from tests.support import MATH_FUNCTIONS
 
-ALL = recipes.load_all()
+ALL = recipes.compiling(recipes.load_all())
 
 
 def program(path: Path, body: str) -> Path:

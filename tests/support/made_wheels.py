@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dca import publish
+from dca.catalogue import variants
+from dca.catalogue.variants import Variant
 from dca.foundation import store
 from dca.foundation.events import Silent
 from dca.inspection.archive import unpadded
@@ -28,6 +30,7 @@ class Details:
         tag: of its name and of WHEEL.
         build: its build number.
         changed: content of files by path, in place of what is right or besides.
+        variant: which variant of its version it is; its own record then says the same archs.
     """
 
     requires: tuple[str, ...] = ()
@@ -35,6 +38,7 @@ class Details:
     tag: str = "py3-none-any"
     build: str = ""
     changed: Mapping[str, bytes] = field(default_factory=dict)
+    variant: Variant | None = None
 
 
 USUAL = Details()
@@ -63,16 +67,19 @@ def make(
             "plan": "p",
             "profile": "lean",
             "groups": ["core"],
-            "archs": ["8.0", "9.0"],
+            "archs": _archs(details.variant) if details.variant else ["8.0", "9.0"],
             "cuda": cuda,
             "torch": {"version": "2.8.0"},
             "modules": [],
             "serves": {},
         }
         files[f"{info}/dca.json"] = json.dumps(record).encode()
+    if details.variant:
+        files[f"{info}/{variants.FILE}"] = variants.written([details.variant])
     files |= details.changed
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{project}-{version}{f'-{build}' if build else ''}-{tag}.whl"
+    label = f"-{details.variant.label}" if details.variant else ""
+    path = folder / f"{project}-{version}{f'-{build}' if build else ''}-{tag}{label}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data)
@@ -80,6 +87,11 @@ def make(
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", (2020, 1, 1, 0, 0, 0)), "\n".join(rows) + "\n")
     path.chmod(0o644)
     return path
+
+
+def _archs(variant: Variant) -> list[str]:
+    codes = variant.properties.get(variants.NAMESPACE, {}).get(variants.ARCH, ())
+    return [f"{code[:-6]}.{code[-6]}" for code in codes if code.endswith("_real")]
 
 
 def row(name: str, content: bytes) -> str:
@@ -94,8 +106,9 @@ def put(
     signers: Sequence[Signer] = (),
     links_to: str | None = None,
     url: str | None = None,
+    variants: bool = False,
 ) -> Published:
     """Publish in this process, with a cache that knows nothing."""
     cache = store.Store(index.parent / "no-cache")
-    additions = publish.Additions(evidence=evidence, signers=signers, links_to=links_to, url=url)
+    additions = publish.Additions(evidence, signers, links_to, url, variants)
     return publish.publish(wheels, Folder(index), cache, Silent(), additions)

@@ -16,7 +16,7 @@ SEVEN, FOURTEEN = "Qwen2.5-7B-Instruct-1M", "Qwen2.5-14B-Instruct-1M"
 THIRTY, LARGE = "Qwen3-30B-A3B-Instruct-2507", "Qwen3-235B-A22B-Instruct-2507"
 ORDINARY, OLD = "Qwen2.5-7B-Instruct", "Qwen1.5-7B-Chat"
 MILLION = 1_010_000
-ALL = recipes.load_all()
+ALL = recipes.compiling(recipes.load_all())
 # layers, hidden, inner, heads, key heads, vocabulary, length
 SHAPES = {
     "Qwen1.5-14B": (40, 5120, 13696, 40, 40, 152064, 32768),

@@ -315,7 +315,8 @@ def glibc_headers(suite: str, folder: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("suite", "first"), [("trixie", 41), pytest.param("sid", 42, marks=pytest.mark.whole)])
+@pytest.mark.long
+@pytest.mark.parametrize(("suite", "first"), [("trixie", 41), ("sid", 42)])
 def test_a_real_nvcc_compiles_against_the_headers_of_a_newer_debian(
     suite: str, first: int, toolkit: Path, planned: object, tmp_path: Path
 ) -> None:

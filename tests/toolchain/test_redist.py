@@ -521,6 +521,7 @@ def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
     assert str(folder) in admitted.read_text()
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_a_real_nvcc_of_the_package_index_is_brought_and_compiles(cache: store.Store, tmp_path: Path) -> None:
     (source,) = (source for source in toolkits.load_sources() if source.places == ("index",))

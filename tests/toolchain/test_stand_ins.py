@@ -144,6 +144,7 @@ def test_without_a_compiler_a_driver_is_stood_in_for(tmp_path: Path, monkeypatch
     assert load(code=code).stdout == "100\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 2000])
 def test_every_name_is_found_by_the_loader_and_by_the_linker(count: int, tmp_path: Path) -> None:
     """The linker takes the names of each version, and the loader then binds a program to them."""

@@ -22,7 +22,7 @@ from dca.catalogue import toolkits
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.compile.compiling import Build
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.pipeline.wheel import Made
@@ -75,7 +75,9 @@ def parts(made: Made, plan: Plan, all_recipes: tuple[Loaded, ...]) -> Parts:
     recipe = next(one.recipe for one in all_recipes if one.recipe.name == plan.recipe)
     tree, build = documents.read(Tree, run / "source.json"), documents.read(Build, run / "build.json")
     torch = TorchFacts(version=build.torch, cuda="", cxx11_abi=False, includes=(), libraries="", python_include="")
-    job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=None, python=Path(plan.python_path), torch=torch)
+    job = Job(
+        plan=plan, recipe=recipe, tree=tree, toolkit=None, environment=BuildEnvironment(Path(plan.python_path), torch)
+    )
     return Parts(job, build)
 
 
@@ -213,6 +215,7 @@ def test_what_is_no_key_is_told(content: bytes, tmp_path: Path) -> None:
         assert refused.value.code == "DCA-220"
 
 
+@pytest.mark.slow
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     private, public, other = tmp_path / "key.pem", tmp_path / "key.pub", tmp_path / "rsa.pem"
     commands: list[list[str | Path]] = [

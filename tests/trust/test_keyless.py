@@ -43,6 +43,7 @@ def trust(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     instance.broken = None
 
 
+@pytest.mark.slow
 def test_what_a_stand_in_vouches_for_is_opened_by_that_identity_alone(trust: Path) -> None:
     signer = keyless.signer(trust)
     bundle = signer.sign(STATEMENT)
@@ -54,6 +55,7 @@ def test_what_a_stand_in_vouches_for_is_opened_by_that_identity_alone(trust: Pat
             keyless.identity(name, issuer, trust).opened(bundle)
 
 
+@pytest.mark.slow
 def test_another_instance_is_not_believed(trust: Path, tmp_path: Path) -> None:
     bundle = keyless.signer(trust).sign(STATEMENT)
     other = tmp_path / "other.json"
@@ -73,6 +75,7 @@ def test_a_changed_bit_of_a_bundle_is_found(trust: Path, chance: random.Random, 
             pytest.fail(f"byte {at} is not looked at: {identity.opened(bytes(changed))!r}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", [b"", b"{}\n", b"[]\n", b'"x"\n', b'{\n  "dsseEnvelope": 1\n}\n', b"[" * 100_000])
 def test_what_is_no_bundle_is_told(trust: Path, bundle: bytes) -> None:
     for read in (keyless.payload, keyless.identity(JOB, ISSUER, trust).opened):
@@ -125,6 +128,7 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch: pytest.Monke
         assert (error.value.code, "'sigstore>=" in error.value.remedy) == ("DCA-103", True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Path, tmp_path: Path) -> None:
     def run(*words: str | Path) -> tuple[int, str]:

@@ -124,6 +124,7 @@ def test_a_small_wheel_built_again_has_the_same_bytes(dca: RunDca, small_cache: 
     assert not list(Store(small_cache).root.glob("rebuild/*"))
 
 
+@pytest.mark.slow
 def test_the_ptx_of_a_rebuild_is_written_beside_a_wheel_without_it(tmp_path: Path) -> None:
     built, wheel = tmp_path / "rebuilt/a-1-py3-none-any.whl", tmp_path / "a-1-py3-none-any.whl"
     assert rebuild.keep_ptx(built, wheel) == ""

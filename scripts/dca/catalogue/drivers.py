@@ -8,11 +8,16 @@ Source: NVIDIA's CUDA compatibility guide, minor version compatibility and forwa
 
 from __future__ import annotations
 
+from functools import cache
+
 from packaging.version import Version
 from pydantic import Field
 
 from dca.catalogue.archs import compiled_at_load
 from dca.foundation.documents import Value
+
+# A plan compares the same few versions thousands of times.
+_number = cache(Version)
 
 
 class Release(Value):
@@ -53,7 +58,7 @@ class Driver(Value):
 
     def runs(self, needed: Release) -> bool:
         """Whether it is as new as a release."""
-        return bool(self.cuda) and Version(self.cuda) >= Version(needed.cuda)
+        return bool(self.cuda) and _number(self.cuda) >= _number(needed.cuda)
 
 
 class Drivers(Value):
@@ -76,7 +81,7 @@ class Drivers(Value):
 
     def of(self, cuda: str) -> Release:
         """The branch of a CUDA version, or the first later one."""
-        later = (release for release in self.releases if Version(release.cuda) >= Version(cuda))
+        later = (release for release in self.releases if _number(release.cuda) >= _number(cuda))
         return next(later, Release(cuda=cuda, driver=0))
 
     def compiling(self, cuda: str) -> Release:
@@ -96,4 +101,4 @@ class Drivers(Value):
         if compiled_at_load(how):
             wanted.append(self.compiling(cuda))
         wanted += [release for release in self.releases if arch.rstrip("af") in release.archs]
-        return max(wanted, key=lambda release: Version(release.cuda))
+        return max(wanted, key=lambda release: _number(release.cuda))

@@ -279,6 +279,7 @@ class Known(Value):
         line: number of the line with its message, from 1; 0 outside a log.
         text: that line.
         count: how many lines have its message.
+        time: when that line was written, by itself or by a line above, as it stands; empty if neither says so.
         around: that line and its neighbours.
         reason: why it has this place among the findings.
         title: what happened.
@@ -299,6 +300,7 @@ class Known(Value):
     line: int = 0
     text: str = ""
     count: int = 0
+    time: str = ""
     around: tuple[Line, ...] = ()
     reason: str = ""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from dca.catalogue.archs import version
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
+from dca.catalogue.variants import Variant
 from dca.foundation.documents import Document, Value, digest
 from dca.foundation.ignored import Ignored
 
@@ -31,6 +34,7 @@ class Request(Value):
         jobs: how many compilers run at once; None for as many as cores and memory allow.
         compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
         driver: the driver's version on the machine that the wheel is for; None for this machine's, if it has such GPUs.
+        variants: whether the wheel is to be a variant, which shares its version with others.
     """
 
     recipe: str | None = None
@@ -51,6 +55,7 @@ class Request(Value):
     jobs: int | None = None
     compiler_cache: CacheOption = "auto"
     driver: str | None = None
+    variants: bool = False
 
 
 class Asked(Document):
@@ -190,13 +195,13 @@ class PlannedSource(Value):
 
     Args:
         name: "source", a companion's name, or "official wheel".
-        origin: index, git, or local.
-        places: URLs in order, the index file's name, or the local path.
+        origin: index, git, local, or tool for what travels with this tool.
+        places: URLs in order, the index file's name, the local path, or the path below `build/`.
         pin: a commit or hash that identifies the right content.
     """
 
     name: str
-    origin: Literal["index", "git", "local"]
+    origin: Literal["index", "git", "local", "tool"]
     places: tuple[str, ...]
     pin: str
 
@@ -308,16 +313,17 @@ class Plan(Document):
         title: title of the recipe.
         recipe_digest: SHA-256 of the recipe.
         version: the wheel's version.
+        engine: the released engine that a plugin's wheel requires, such as "vllm==1.0"; else empty.
         profile: name of the profile.
         groups: groups of ops that the wheel has.
-        archs: GPU archs that the wheel is for.
+        archs: GPU archs that the wheel is for; empty for a plugin, which runs where its engine runs.
         ptx: GPU archs that PTX is embedded for.
         drivers: by arch, the oldest driver branch that runs the wheel ("570").
         cuda_asked: the CUDA line that was requested.
         substituted: whether another CUDA line compiles than the requested one.
         host_compiler: path of g++; empty when nothing is compiled.
         host_compiler_version: version of g++.
-        torch: version of torch that is compiled against.
+        torch: version of torch that is compiled against; empty for a plugin, like the next three.
         torch_cuda: that torch's CUDA line.
         python: version of Python to build with.
         python_path: its path.
@@ -342,6 +348,7 @@ class Plan(Document):
         passed_over: recipes and toolkits that were not chosen, with the reasons.
         out_of_reach: places that a better plan would use; the next plan asks them again.
         ignored: the user's variables and configuration that no program of the build gets.
+        variant: which variant of its version the wheel is; None, and not written, for a plain wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.plan/1"
@@ -350,6 +357,7 @@ class Plan(Document):
     title: str
     recipe_digest: str
     version: str
+    engine: str = ""
     profile: str
     groups: tuple[str, ...]
     archs: tuple[str, ...]
@@ -357,7 +365,7 @@ class Plan(Document):
     drivers: dict[str, str] = {}
     cuda_asked: str | None
     cuda: str
-    """The CUDA line that compiles, or that compiled the copied modules."""
+    """The CUDA line that compiles, or that compiled the copied modules; empty for a plugin."""
     substituted: bool
     toolkit: PlannedToolkit | None
     """None if nothing is compiled."""
@@ -390,6 +398,7 @@ class Plan(Document):
     passed_over: tuple[PassedOver, ...]
     out_of_reach: tuple[OutOfReach, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+    variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
     @property
     def key(self) -> str:
@@ -427,6 +436,8 @@ class Plan(Document):
         if self.toolkit is None:
             exclude.pop("toolkit")
         dumped = self.model_dump(mode="json", exclude=exclude)
+        if not self.engine:
+            del dumped["engine"]
         for module in dumped["modules"]:
             # Without any, a plan keeps the key that it had before there were such modules.
             if not module["assembled"]:

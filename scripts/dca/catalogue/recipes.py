@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from functools import cache
@@ -24,9 +24,11 @@ from dca.foundation.suggestion import did_you_mean
 
 KERNELS = "kernels"
 KERNELS_PACKAGE = "dca_kernels"
+"""Distribution and import name of a wheel of bare kernels."""
+PLUGIN = "plugin"
+"""The kind of a recipe whose wheel adds a plugin to an official engine, and the one profile of such a recipe."""
 PLUGINS, PLUGINS_GROUP = "VLLM_PLUGINS", "vllm.general_plugins"
 """The list of plugins that vLLM loads, all without it, and the entry points that they have."""
-"""Distribution and import name of a wheel of bare kernels."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
@@ -123,6 +125,25 @@ class GitSource(Value):
         return f"commit:{self.commit}"
 
 
+class FolderSource(Value):
+    """A folder of `build/` that travels with this tool; `load` fills in the hash of its files."""
+
+    kind: Literal["folder"]
+    path: RelativePath
+    """Below `build/`."""
+    tree: str = ""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """None: nothing of it is downloaded."""
+        return ()
+
+    @property
+    def pin(self) -> str:
+        """What the source is pinned to."""
+        return f"tree:{self.tree}"
+
+
 class Submodule(Value):
     """A git submodule that the build needs, at the commit its parent records."""
 
@@ -173,8 +194,20 @@ class OfficialWheel(IndexFile):
     """Digests (dca.compile.ops.digest) of the schemas of its ops, for every op of the groups."""
 
 
+class Engine(Value):
+    """The released engine that a plugin is for; the wheel requires exactly this version."""
+
+    package: Name
+    version: ReleaseText
+
+    @property
+    def requirement(self) -> str:
+        """What METADATA requires."""
+        return f"{self.package}=={self.version}"
+
+
 class Torch(Value):
-    """The torch that the wheel is built with and requires."""
+    """The torch that the wheel is built with and requires; a plugin's is the one that its engine requires."""
 
     version: ReleaseText
     cuda: CudaLine
@@ -189,11 +222,14 @@ class Cuda(Value):
     """CUDA lines: those that upstream uses, and those known to compile the recipe."""
 
     official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
-    supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+    supported: tuple[CudaLine, ...]
+    """Empty for a plugin, which compiles nothing."""
 
     def includes(self, line: str) -> bool:
         """Whether a line is one of those known to compile the recipe, or lies between two of them."""
         known = sorted(map(Version, self.supported))
+        if not known:
+            return False
         return line in self.supported or known[0] < Version(line) < known[-1]
 
 
@@ -397,11 +433,17 @@ class SmokeFiles(Value):
     """The source of the index conversion, in the source tree."""
 
 
+_NO_LEAN = Lean.model_construct(groups=(), archs=(), default_archs=(), job_memory_gib=0.0)
+"""The lean profile of a plugin: no groups, no GPU archs, nothing to compile."""
+
+
 class Recipe(Value):
-    """A source line of vLLM with dual chunk attention."""
+    """A source line of vLLM with dual chunk attention, or a plugin that adds it to a released vLLM."""
 
     schema_: Literal["dca.recipe/1"] = Field(alias="schema")
     name: Name
+    kind: Literal["engine", "plugin"] = "engine"
+    """A plugin has `engine` and nothing to compile; it is only built if it is named."""
     title: str
     priority: int
     """The smallest is tried first."""
@@ -409,22 +451,23 @@ class Recipe(Value):
     base_version: str
     lock_date: Day
     python: str
-    source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
+    source: Annotated[SdistSource | GitSource | FolderSource, Field(discriminator="kind")]
+    engine: Engine | None = None
     torch: Torch
     cuda: Cuda
     auto_dtypes: dict[str, str] = {}
     """What the engine computes in unless told otherwise (`--dtype auto`), by a model's data type where it differs."""
-    requirements: RelativePath
-    """Upstream's own list of CUDA requirements."""
-    build_requirements: tuple[RequirementText, ...]
+    requirements: RelativePath | None = None
+    """Upstream's own list of CUDA requirements; a plugin has none."""
+    build_requirements: tuple[RequirementText, ...] = ()
     """The packages of the build environment besides torch."""
     caps: tuple[RequirementText, ...] = ()
     """Requirements and upper bounds that upstream's own list lacks."""
     official_wheel: OfficialWheel | None = None
     companions: dict[str, Companion] = {}
-    modules: dict[str, Module]
-    groups: dict[str, Group]
-    lean: Lean
+    modules: dict[str, Module] = {}
+    groups: dict[str, Group] = {}
+    lean: Lean = _NO_LEAN
     full: Full | None = None
     kernels: Kernels | None = None
     smoke: SmokeFiles | None = None
@@ -437,7 +480,17 @@ class Recipe(Value):
         """The timestamp of every file in its wheels, so that the same plan gives the same bytes."""
         return datetime.fromisoformat(self.lock_date).replace(tzinfo=timezone.utc)
 
-    def origin(self, source: str) -> SdistSource | GitSource | Submodule:
+    @property
+    def is_plugin(self) -> bool:
+        """Whether its wheel adds a plugin to an official engine."""
+        return self.kind == PLUGIN
+
+    @property
+    def plugin_version(self) -> str:
+        """The version of a plugin's wheel: the plugin's own, and the engine that it is for; empty for an engine."""
+        return f"{self.base_version}+{self.engine.package}{self.engine.version}" if self.engine else ""
+
+    def origin(self, source: str) -> SdistSource | GitSource | FolderSource | Submodule:
         """The public place of a source tree: `source`, a companion, or a submodule of one.
 
         Raises:
@@ -482,6 +535,8 @@ class Recipe(Value):
     @property
     def profiles(self) -> tuple[str, ...]:
         """The profiles that it supports."""
+        if self.is_plugin:
+            return (PLUGIN,)
         return ("lean", *(["full"] if self.full else []), *([KERNELS] if self.kernels else []))
 
     def of_profile(self, profile: str) -> Recipe:
@@ -539,6 +594,26 @@ class Recipe(Value):
         return value
 
     @model_validator(mode="after")
+    def _is_of_its_kind(self) -> Recipe:
+        compiling = {"requirements", "build_requirements", "modules", "groups", "lean"}
+        given, needless = self.model_fields_set, compiling | _OF_ENGINES
+        if self.is_plugin:
+            if wrong := sorted(given & needless):
+                raise ValueError(f"a plugin compiles nothing, so it has no `{wrong[0]}`")
+            if self.engine is None or self.source.kind != "folder" or self.cuda.supported:
+                raise ValueError(
+                    "a plugin has `engine`, a `source` of the kind folder, and no CUDA lines in `supported`"
+                )
+            if not self.patches.entry_points.get(PLUGINS_GROUP):
+                raise ValueError(f"a plugin has an entry point in `patches.entry_points.{PLUGINS_GROUP}`")
+            return self
+        if lacking := sorted(compiling - given):
+            raise ValueError(f"`{lacking[0]}` is missing")
+        if self.engine or self.source.kind == "folder" or not self.cuda.supported:
+            raise ValueError("only a plugin has `engine`, a `source` of the kind folder, or no CUDA in `supported`")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
         for name, module in self.modules.items():
             if module.tree != "source" and module.tree not in self.companions:
@@ -562,6 +637,10 @@ class Recipe(Value):
                 if member not in members:
                     raise ValueError(f"companion `{name}` has `{member}` in stand_in, which the official wheel lacks")
         return self
+
+
+_OF_ENGINES = {"official_wheel", "companions", "full", "kernels", "smoke", "caps", "auto_dtypes"}
+"""What a plugin lacks because it compiles nothing and copies nothing."""
 
 
 def _kernels_exist(name: str, group: Group, stubs: Stubs | None) -> None:
@@ -629,6 +708,15 @@ def load(path: Path) -> Loaded:
             f"{path}: its `name` is `{recipe.name}`, not `{path.stem}`.",
             remedy="give the file and the recipe the same name.",
         )
+    if isinstance(recipe.source, FolderSource):
+        if not data.source_folder(recipe.source.path).is_dir():
+            raise DcaError(
+                "DCA-202",
+                f"{path}: its source is the folder build/{recipe.source.path}, which does not exist.",
+                remedy="correct `path` in the table `source`.",
+            )
+        tree = store.tree_hash(data.source_folder(recipe.source.path), skip=not_source)
+        recipe = recipe.model_copy(update={"source": recipe.source.model_copy(update={"tree": tree})})
     patches = data.patches_folder(recipe.name)
     added = (patches, *map(data.patches_folder, recipe.patches.added))
     locks = data.locks_folder(recipe.name)
@@ -648,6 +736,17 @@ def load(path: Path) -> Loaded:
 
 def _is_cache(name: str) -> bool:
     return "__pycache__" in name
+
+
+def not_source(relative: str) -> bool:
+    """Whether a path is left out when a folder is used as a source: git's data and Python's caches."""
+    name = relative.rsplit("/", 1)[-1]
+    return name in {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"} or name.endswith(".pyc")
+
+
+def compiling(known: Sequence[Loaded]) -> tuple[Loaded, ...]:
+    """The recipes whose wheels are compiled or copied, without the plugins."""
+    return tuple(loaded for loaded in known if not loaded.recipe.is_plugin)
 
 
 def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:

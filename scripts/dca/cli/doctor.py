@@ -122,9 +122,10 @@ def command(goal: Goal, choice: Choice, verbose: bool, cache_dir: Path | None, o
     Works without GPU, CUDA and network, and in containers. Changes nothing. Exit 1 means that something is wrong.
     """
     known = recipes.load_all()
-    if goal.recipe is not None:
-        known = (recipes.find(goal.recipe, known),)
-    entries = doctor.chosen(goal.purpose, _names("--only", choice.only), _names("--skip", choice.skip))
+    # A plugin, which compiles nothing, is only looked at if it is named.
+    known = (recipes.find(goal.recipe, known),) if goal.recipe is not None else recipes.compiling(known)
+    plugin = all(loaded.recipe.is_plugin for loaded in known)
+    entries = doctor.chosen(goal.purpose, _names("--only", choice.only), _names("--skip", choice.skip), plugin=plugin)
     if not entries:
         raise DcaError("DCA-201", "--only and --skip leave no check.", remedy=f"groups are {', '.join(GROUPS)}.")
     networked = [entry.code.startswith("network.") for entry in entries]

@@ -55,7 +55,7 @@ def command(what: str | None, listing: bool, follow: bool, verbose: bool, as_jso
         return
     if Path(what).is_dir():
         several = _folder(Path(what))
-        output.show(several, "\n\n".join(render(one, verbose=verbose) for one in several.logs))
+        output.show(several, _render_folder(several, verbose=verbose))
         for one in several.logs:
             _end(one)
         return
@@ -109,13 +109,23 @@ def _read(what: str) -> Explanation:
 
 
 def _folder(folder: Path) -> Explanations:
-    """Explain every file below a folder: what failed first, then the rest by name."""
+    """Explain every file below a folder: what failed first, then the rest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise DcaError("DCA-204", f"{folder} has no files.", remedy="name a log, or a folder of logs.")
-    rank = {"failed": 0, "unreadable": 1, "unclear": 2, "well": 3}
-    explained = sorted((_read(str(path)) for path in files), key=lambda one: (rank[one.outcome], one.log))
-    return Explanations(folder=str(folder), logs=tuple(explained))
+    explained = ((_read(str(path)), path.stat().st_mtime) for path in files)
+    return Explanations(folder=str(folder), logs=logs.in_order(explained))
+
+
+def _render_folder(several: Explanations, *, verbose: bool) -> str:
+    """The explanations of a folder's logs as text: which file and line failed first, then each log."""
+    parts = [render(one, verbose=verbose) for one in several.logs]
+    failed = [one for one in several.logs if one.outcome == "failed"]
+    if len(several.logs) > 1 and failed:
+        first = failed[0].found[0]
+        when = f" at {first.time}" if first.time else ""
+        parts.insert(0, f"First failure: {failed[0].log}, line {first.line:,}{when}: {first.title} ({first.id})")
+    return "\n\n".join(parts)
 
 
 def _follow(*, quiet: bool) -> Explanation:
@@ -184,9 +194,8 @@ def _outcome(explanation: Explanation) -> str:
         else ""
     )
     if explanation.ended is not None:
-        return (
-            f"It ends well: line {explanation.ended.line:,} says “{explanation.ended.text.strip()[:80]}”.{on_the_way}"
-        )
+        line, text = explanation.ended.line, explanation.ended.text.strip()[:80]
+        return f"It went well as far as it goes: line {line:,} says “{text}”.{on_the_way}"
     return f"No known failure, and no line that looks like one; no line says how the run ended.{on_the_way}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from dca.cli import options
 from dca.cli.packing import packed
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import layout
 from dca.publish.folder import Folder
-from dca.publish.front import UNKNOWN_URL, size
+from dca.publish.front import size
+from dca.publish.install import lines as install_lines
+from dca.publish.install import newest_first
 from dca.publish.place import Place
 from dca.publish.values import Listing, Published, Record
 from dca.trust import keyless
@@ -246,14 +247,7 @@ def render(done: Published) -> str:
     if not any((done.added, done.changed, done.unchanged, done.deleted, done.statements)):
         lines.append("  nothing to do")
     installed = [record for record in (*done.added, *done.changed) if record.state == "listed"]
-    if listed := [record for record in installed if record.yanked is None]:
-        first = listed[0]
-        url = f"{done.url or UNKNOWN_URL}{first.view or layout.ALL}/"
-        lines += [
-            "  After its lock, install it with:",
-            f"    uv pip install --no-deps --index-url {url} {first.project}=={first.version}",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_install(installed, done.url)])
 
 
 def render_listing(listing: Listing) -> str:
@@ -261,16 +255,39 @@ def render_listing(listing: Listing) -> str:
     lines = [f"{listing.index}{f', served at {listing.url}' if listing.url else ''}"]
     for record in listing.wheels:
         lines += [f"  {record.file}", f"      {_state(record)}, {record.published[:10]}, sha256 {record.sha256}"]
-    listed = sum(record.state == "listed" for record in listing.wheels)
+    listed = [record for record in listing.wheels if record.state == "listed"]
     yanked = sum(record.yanked is not None for record in listing.wheels)
-    lines.append(f"  {listed} wheels, {yanked} of them yanked" if listing.wheels else "  no wheels")
-    return "\n".join(lines)
+    lines.append(f"  {len(listed)} wheels, {yanked} of them yanked" if listing.wheels else "  no wheels")
+    return "\n".join([*lines, *_install(listed, listing.url)])
+
+
+def _install(records: Sequence[Record], url: str) -> Iterator[str]:
+    """How the newest of some wheels is installed, of each project; nothing if all are yanked.
+
+    Args:
+        records: of listed wheels.
+        url: where the index is served; empty if unknown.
+    """
+    named: set[tuple[str, bool]] = set()
+    for record in newest_first(record for record in records if record.yanked is None):
+        kind = record.project, record.variant is not None
+        if kind in named:
+            continue
+        named.add(kind)
+        install = install_lines(record, url)
+        packages = "with the packages of its lock" if install.has_lock else "after its dependencies (it has no lock)"
+        yield f"  Install {install.pin} {packages}:"
+        yield from (f"    {line}" for line in install.locked[0].split("\n"))
+        yield "  or with the newest dependencies that it allows:"
+        yield f"    {install.plain[0]}"
 
 
 def _state(record: Record) -> str:
     if record.state != "listed":
         return "removed"
-    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else "CUDA not known"]
+    pure = all(tag.endswith("-none-any") for tag in record.tags) and record.recipe
+    unknown = "no compiled code" if pure else "CUDA not known"
+    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else unknown]
     if record.yanked is not None:
         facts.append(f"yanked: {record.yanked}" if record.yanked else "yanked")
     return ", ".join(facts)

@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from dca import inspection
+from dca.binaries.newer import OLDEST
 from dca.catalogue import model_needs, recipes, torch_releases
 from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import PLUGIN
 from dca.catalogue.toolkits import load_versions
 from dca.cli import options
 from dca.cli.packing import packed
@@ -168,7 +170,9 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines += [
             f"  version       {inspected.version}",
             f"  tags          {', '.join(inspected.tags)}",
+            *([f"  variant       {inspected.variant.label}: {inspected.variant.text()}"] if inspected.variant else []),
             f"  Python        {inspected.requires_python or 'any'}",
+            *([f"  plugin for    {inspected.engine}, as {', '.join(inspected.plugins)}"] if inspected.engine else []),
             f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
         ]
     lines += [
@@ -184,9 +188,10 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         ]
     if record := inspected.recorded:
         lines.append(
-            f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
+            f"  made by dca   {record.recipe}, {': '.join(filter(None, (record.profile, ', '.join(record.groups))))}; "
+            f"plan {record.plan}"
         )
-        lines += wrapped("  attention     ", _attention(record))
+        lines += wrapped("  attention     ", _attention(record)) if record.profile != PLUGIN else []
     if inspected.installs:
         some, rest = inspected.installs[:MOST_INSTALLS], len(inspected.installs) - MOST_INSTALLS
         more = f"; and {rest} more, which --json lists" if rest > 0 else ""
@@ -267,6 +272,8 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
         yield "made by", "CUDA " + ", ".join(module.tools)
     if module.sections:
         yield "needs", ", ".join([*module.needed, *_required(module)]) or "nothing"
+    if module.newer:
+        yield "newer", f"than {OLDEST}: {', '.join(module.newer)}"
     yield from _ops(module, verbose=verbose)
 
 

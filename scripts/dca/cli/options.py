@@ -152,6 +152,11 @@ def request(function: Any) -> Any:
                 is_flag=True,
                 help="Keep every kernel of copied modules, also for head dimensions and data types of no group.",
             ),
+            click.option(
+                "--variants",
+                is_flag=True,
+                help="Make the wheel a variant, which installers choose by GPU and driver. Experimental.",
+            ),
             click.option("--toolkit", type=PATH, help="Folder of the CUDA toolkit to use."),
             click.option(
                 "--try-toolkit",

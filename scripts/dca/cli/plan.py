@@ -29,10 +29,10 @@ def render(plan: Plan) -> str:
     lines = [f"{plan.recipe} → {plan.version}", "", "Choices"]
     for choice in plan.choices:
         lines += _entry(choice.subject, choice.value, choice.reason)
-    lines += ["", "Checks"]
+    lines += ["", "Checks"] if plan.checks else []
     for check in plan.checks:
         lines += _entry(check.subject, f"{check.found} is within {check.wanted}", check.reason)
-    lines += ["", "Modules"]
+    lines += ["", "Modules"] if plan.modules else []
     for module in plan.modules:
         reached = "; ".join(f"{arch}: {how}" for arch, how in module.reached.items())
         lines += _entry(module.name, f"{module.origin}  {module.path}", f"{module.reason} {reached}".strip())

@@ -38,6 +38,7 @@ class Asked:
         evidence: files to publish beside the wheels.
         url: where the index is served.
         links_to: URL of a folder that the wheels are downloaded from.
+        variants: whether wheels may be variants.
     """
 
     repository: str | None
@@ -45,6 +46,7 @@ class Asked:
     evidence: tuple[Path, ...]
     url: str | None
     links_to: str | None
+    variants: bool
 
     def check(self, signing: index.Signing) -> None:
         """Reject options that would have no effect.
@@ -54,11 +56,13 @@ class Asked:
         """
         if self.repository_index and not self.repository:
             raise DcaError("DCA-201", "--repository-index needs --repository.", remedy="omit it.")
-        if self.repository and (self.evidence or self.url or self.links_to or signing.key or signing.sigstore):
+        more = self.evidence or self.url or self.links_to or self.variants
+        if self.repository and (more or signing.key or signing.sigstore):
             raise DcaError(
                 "DCA-201",
                 "--repository can only upload wheels.",
-                remedy="omit --evidence, --url, --links-to, --key and --sigstore, or publish to a folder or bucket.",
+                remedy="omit --evidence, --url, --links-to, --variants, --key and --sigstore, or publish to a "
+                "folder or bucket.",
             )
 
     def additions(self, signing: index.Signing) -> Additions:
@@ -69,7 +73,7 @@ class Asked:
         """
         url, links_to = _url("--url", self.url), _url("--links-to", self.links_to)
         signers = signing.signers()
-        return Additions(evidence=self.evidence, signers=signers, links_to=links_to, url=url)
+        return Additions(self.evidence, signers, links_to, url, self.variants)
 
 
 _asked = packed(
@@ -101,6 +105,11 @@ _asked = packed(
         "--links-to",
         metavar="URL",
         help="Folder that these wheels are downloaded from instead of the index, such as a GitHub release's.",
+    ),
+    click.option(
+        "--variants",
+        is_flag=True,
+        help="Also accept variant wheels, as `dca wheel --variants` makes them. Experimental.",
     ),
 )
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from dca import inspection
+from dca.binaries.newer import OLDEST
 from dca.catalogue import kept_ptx
 from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
+from dca.catalogue.variants import PREVIEW
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
@@ -132,9 +135,11 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
     again = " (unchanged since an earlier run)" if result.unchanged else ""
     lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
     spent = f"{result.seconds:.0f} s" if result.seconds >= 10 else f"{result.seconds:.1f} s"
-    size = f"{result.bytes / 1e6:.1f} MB"
+    size = f"{result.bytes / 1e6:.1f} MB" if result.bytes >= 1e5 else f"{result.bytes / 1e3:.1f} kB"
     if result.unchanged:
         lines.append(f"  {size}, checked in {spent}")
+    elif plan.engine:
+        lines.append(f"  {size} in {spent}; Python alone, for {plan.engine}")
     else:
         lines.append(
             f"  {size} in {spent}; {result.objects_compiled_now} of {result.objects} objects compiled now, "
@@ -142,7 +147,7 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         )
     if used := result.compiler_cache:
         lines.append(f"  {compiler_cache(used)}")
-    lines.append("  DCA kernel modules")
+    lines += ["  DCA kernel modules"] if plan.modules else []
     kept = {module.path: module.rewritten.keeps for module in build.modules if module.rewritten}
     assembled = {module.path: f" and ptxas {made.ptxas}" for module in build.modules if (made := module.assembled)}
     for module in plan.modules:
@@ -156,8 +161,12 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
             "  ", f"{kept_ptx.beside(Path(result.wheel)).name}: the PTX of {names}, for proofs without a GPU"
         )
     lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
+    lines += [line for text in _newer(inspected) for line in wrapped("  Warning: ", text)]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
+    if plan.variant:
+        lines += wrapped("  ", f"variant {plan.variant.label}, for machines with {plan.variant.text()}")
+        lines.append("  `dca publish --variants` publishes it among the variants of its version.")
     if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
         lines.append(f"  Needs driver {choice.value}")
     lines += [f"  Warning: {warning}" for warning in plan.warnings]
@@ -169,7 +178,8 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         "  or in the active environment:",
         # Without --python, uv would take the tool's own environment in a checkout.
         f'    uv pip install --python "$VIRTUAL_ENV" -r {shlex.quote(_relative(result.lock))}',
-        f'    uv pip install --python "$VIRTUAL_ENV" --no-deps {shlex.quote(_relative(result.wheel))}',
+        f'    uv pip install --python "$VIRTUAL_ENV" {PREVIEW + " " if plan.variant else ""}--no-deps '
+        f"{shlex.quote(_relative(result.wheel))}",
         f"  Evidence: {result.run}",
         f"  Where the time went: dca report {Path(result.run).name}",
     ]
@@ -183,6 +193,17 @@ def compiler_cache(used: CacheUse) -> str:
         return f"{name}: switched off. {used.off}"
     errors = f", {used.errors} errors" if used.errors else ""
     return f"{name}: {used.hits} of {used.hits + used.misses} parts found{errors}"
+
+
+def _newer(inspected: Inspection) -> Iterator[str]:
+    """Why a wheel does not run on older systems, by module; nothing for one that fits `OLDEST`."""
+    for module in inspected.modules:
+        if module.newer:
+            yield (
+                f"{module.path} does not load on systems of {OLDEST}: the compiler and the C library that made it "
+                f"require {', '.join(module.newer)}. The tag of the wheel says so. On an older system, such as Debian "
+                "12, `dca wheel` builds one for older systems too."
+            )
 
 
 def _archs(inspected: Inspection, path: str) -> str:

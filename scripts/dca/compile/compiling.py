@@ -66,7 +66,7 @@ class Build(Document):
         plan_key: key of the plan.
         toolkit: version of the CUDA toolkit; empty when nothing is compiled.
         host_compiler: version of g++.
-        torch: version of torch that was compiled against.
+        torch: version of torch that was compiled against; empty for a plugin.
         modules: the wheel's extension modules.
         objects_compiled_now: objects that this run compiled; the others were there from earlier runs.
     """
@@ -189,7 +189,7 @@ def compile_modules(job: Job, run: Run) -> Build:
         plan_key=plan.key,
         toolkit=toolkit,
         host_compiler=plan.host_compiler_version,
-        torch=job.torch.version,
+        torch=job.environment.torch.version if job.environment else "",
         modules=tuple(built),
         compile_seconds=round(sum(compiled.seconds for module in built for compiled in module.objects), 1),
         objects_compiled_now=outcome.compiled,

@@ -156,7 +156,7 @@ def _units(job: Job, module: PlannedModule, folder: Path, apart: units.Apart) ->
         placed.update(sources)
         for number, unit in enumerate(units.arrange(sources, alone=apart.alone), 1):
             file = folder / "generated" / f"{module.name}.{part or 'units'}-{number}.cu"
-            store.write_if_changed(file, units.text(unit, file).encode())
+            store.write_if_changed(file, units.text(unit, file, apart.alone).encode())
             files.append(file)
     return files
 

@@ -35,7 +35,7 @@ OF_YARN = {
 }
 FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow")
 # Two names of one type, which vLLM accepts side by side.
-SAME_TYPES = {("longrope", "su"), ("default", "mrope")}
+SAME_TYPES = (("longrope", "su"), ("default", "mrope"))
 # Kinds of scaling with which vLLM multiplies the length.
 MULTIPLIED = ("yarn", "linear", "dynamic", "ntk")
 # Sizes of the heads of latent attention, which head_dim and num_key_value_heads do not describe.
@@ -670,7 +670,7 @@ def stops(subject: Subject) -> Iterator[Finding]:
             yield subject.error(
                 "DCA-134",
                 f"{reader.title} fails on `{DCA}`.",
-                "remove it with `dca config drop-dca`.",
+                "remove it with `dca config drop-dca`, or serve it with a plugin, which `dca plan` names.",
                 *subject.at(DCA),
             )
 

@@ -17,30 +17,33 @@ __all__ = ["CHECKS", "GROUPS", "Purpose", "Report", "Result", "Status", "Subject
 
 
 class Entry(NamedTuple):
-    """A check: its code, what it looks at, and whether it matters to a server and to a build."""
+    """A check: its code, what it looks at, and whether it matters to a server, to a build, and to a plugin."""
 
     code: str
     about: str
     run: Check
     serving: bool = True
     building: bool = True
+    plugin: bool = True
 
 
 # Every check, in the order of the report. docs/doctor.md has the same table, and a test compares them.
 CHECKS: tuple[Entry, ...] = (
     Entry("machine.system", "operating system, processor, glibc", host.system),
     Entry("machine.cores", "cores that this process may use", host.cores),
-    Entry("machine.memory", "memory, and the limits of its control groups", host.ram),
-    Entry("machine.disk", "free disk space for the build", host.disk, serving=False),
+    Entry("machine.memory", "memory, and the limits of its control groups", host.ram, plugin=False),
+    Entry("machine.disk", "free disk space for the build", host.disk, serving=False, plugin=False),
     Entry("machine.variables", "environment variables that change a build or a server", host.variables),
-    Entry("compilers.gcc", "g++ against the newest that each CUDA accepts", compilers.gcc, serving=False),
-    Entry("compilers.cmake", "CMake, and releases known to be bad", compilers.cmake, serving=False),
-    Entry("compilers.ninja", "ninja", compilers.ninja, serving=False),
-    Entry("compilers.git", "git", compilers.git, serving=False),
-    Entry("cuda.toolkits", "every CUDA toolkit found, and the recipes it builds", cuda.found, serving=False),
-    Entry("cuda.complete", "missing parts of those toolkits", cuda.complete, serving=False),
-    Entry("cuda.headers", "CUDA's headers against glibc", cuda.headers, serving=False),
-    Entry("cuda.torch", "nvcc against torch's CUDA", cuda.torch, serving=False),
+    Entry("compilers.gcc", "g++ against the newest that each CUDA accepts", compilers.gcc, serving=False, plugin=False),
+    Entry("compilers.cmake", "CMake, and releases known to be bad", compilers.cmake, serving=False, plugin=False),
+    Entry("compilers.ninja", "ninja", compilers.ninja, serving=False, plugin=False),
+    Entry("compilers.git", "git", compilers.git, serving=False, plugin=False),
+    Entry(
+        "cuda.toolkits", "every CUDA toolkit found, and the recipes it builds", cuda.found, serving=False, plugin=False
+    ),
+    Entry("cuda.complete", "missing parts of those toolkits", cuda.complete, serving=False, plugin=False),
+    Entry("cuda.headers", "CUDA's headers against glibc", cuda.headers, serving=False, plugin=False),
+    Entry("cuda.torch", "nvcc against torch's CUDA", cuda.torch, serving=False, plugin=False),
     Entry("cuda.driver", "the NVIDIA driver against CUDA, and against the PTX of the official wheels", cuda.driver),
     Entry("python.version", "Python against the range of each recipe", python.version),
     Entry("python.transformers", "transformers of the run environment", python.transformers),
@@ -48,16 +51,24 @@ CHECKS: tuple[Entry, ...] = (
     Entry("python.pynvml", "the deprecated package pynvml", python.pynvml),
     Entry("python.plugins", "whether vLLM loads the wheel's guards", python.plugins, building=False),
     Entry("gpus.present", "name, compute capability and memory of each GPU", gpus.present),
-    Entry("gpus.kernels", "GPUs that the kernels of dual chunk attention run on", gpus.kernels),
+    Entry("gpus.kernels", "GPUs that the kernels of dual chunk attention run on", gpus.kernels, plugin=False),
     Entry("gpus.bfloat16", "support for bfloat16", gpus.bfloat16),
     Entry("gpus.awq", "support for AWQ weights", gpus.awq),
     Entry("network.proxies", "proxy settings", network.proxies),
-    Entry("network.index", "the package index", network.package_index, serving=False),
-    Entry("network.sources", "git repositories of sources and companions", network.sources, serving=False),
-    Entry("network.toolkits", "download servers of CUDA toolkits", network.kits, serving=False),
+    Entry("network.index", "the package index", network.package_index, serving=False, plugin=False),
+    Entry(
+        "network.sources", "git repositories of sources and companions", network.sources, serving=False, plugin=False
+    ),
+    Entry("network.toolkits", "download servers of CUDA toolkits", network.kits, serving=False, plugin=False),
     Entry("model.config", "the model's config.json", model.settings, building=False),
     Entry("model.table", "its sparse attention table", model.table, building=False),
-    Entry("model.kernels", "whether the installed wheel has the model's kernels", model.kernels, building=False),
+    Entry(
+        "model.kernels",
+        "whether the installed wheel has the model's kernels",
+        model.kernels,
+        building=False,
+        plugin=False,
+    ),
     Entry("model.memory", "total GPU memory against the official minimum", model.memory, building=False),
     Entry("model.parallel", "whether the GPUs can split the model's heads", model.parallel, building=False),
 )
@@ -85,17 +96,21 @@ class Report(Document):
         return tuple(result for result in self.results if result.status == "wrong")
 
 
-def chosen(purpose: Purpose, only: Sequence[str] = (), skip: Sequence[str] = ()) -> tuple[Entry, ...]:
+def chosen(
+    purpose: Purpose, only: Sequence[str] = (), skip: Sequence[str] = (), *, plugin: bool = False
+) -> tuple[Entry, ...]:
     """The checks of a purpose, by their codes or groups.
 
     Args:
         only: the checks to run; all when empty.
         skip: the checks to leave out.
+        plugin: whether they are for a plugin, which compiles nothing and has no kernels.
     """
     return tuple(
         entry
         for entry in CHECKS
         if (entry.serving if purpose == "serve" else entry.building)
+        and (entry.plugin or not plugin)
         and (not only or _named(entry.code, only))
         and not _named(entry.code, skip)
     )

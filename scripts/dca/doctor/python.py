@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from dca.catalogue import failures, machine
 from dca.catalogue.host_packages import HEADERS
@@ -62,18 +64,50 @@ def version(subject: Subject) -> Iterator[Finding]:
 
 def transformers(subject: Subject) -> Iterator[Finding]:
     """The environment's transformers: older ones do not know the models, and 5 removed an attribute that vLLM reads."""
-    wanted = f"transformers {TRANSFORMERS}"
+    accepted = _transformers(subject)
+    wanted = f"transformers {accepted}"
     installed = subject.installed
     if isinstance(installed, str):
         yield _no_packages(installed, wanted, subject)
         return
-    remedy = f"uv pip install {_python(subject)} 'transformers{TRANSFORMERS}'"
+    remedy = f"uv pip install {_python(subject)} 'transformers{accepted}'"
     number = installed.packages.get("transformers")
     if number is None:
         yield Finding("wrong" if subject.purpose == "serve" else "fine", f"none in {_where(subject)}", wanted, remedy)
     else:
-        fits = TRANSFORMERS.contains(number, prereleases=True)
+        fits = accepted.contains(number, prereleases=True)
         yield Finding("fine" if fits else "wrong", f"{number} in {_where(subject)}", wanted, remedy)
+
+
+def _transformers(subject: Subject) -> SpecifierSet:
+    """The versions of transformers that work; with a plugin's engine, those of the major version that its lock has."""
+    if subject.plugin is None or not (locked := subject.plugin.locked.get("transformers")):
+        return TRANSFORMERS
+    major = Version(locked[0]).major
+    return SpecifierSet(f">={major},<{major + 1}")
+
+
+def _engine(subject: Subject) -> tuple[str, ...]:
+    """How a plugin's engine begins among the packages that are known to fail: it has no dual chunk attention itself."""
+    engine = subject.plugin.recipe.engine if subject.plugin else None
+    return (f"{canonicalize_name(engine.package)} ",) if engine else ()
+
+
+def _of_plugin(subject: Subject, packages: Mapping[str, str]) -> Iterator[Finding]:
+    """The plugin and the engine that it requires, each in exactly its version.
+
+    Args:
+        packages: versions in the environment, by normalised name.
+    """
+    if subject.plugin is None or (engine := subject.plugin.recipe.engine) is None:
+        return
+    recipe = subject.plugin.recipe
+    for package, version in ((engine.package, engine.version), (recipe.package, recipe.plugin_version)):
+        name = canonicalize_name(package)
+        if packages.get(name) != version:
+            found = f"{name} {packages[name]}" if name in packages else f"no {name}"
+            remedy = f"make wheel RECIPE={recipe.name}, then run the command that it prints: dca env --wheel FILE"
+            yield Finding("wrong", f"{found} in {_where(subject)}", f"{name} {version}", remedy)
 
 
 def packages(subject: Subject) -> Iterator[Finding]:
@@ -87,11 +121,16 @@ def packages(subject: Subject) -> Iterator[Finding]:
     broken = {
         package: known[0]
         for package, known in failures.drifted(installed.packages).items()
-        if not package.startswith("transformers ")
+        # Of a plugin's engine, the exact version is required below.
+        if not package.startswith(("transformers ", *_engine(subject)))
     }
     for package, failure in broken.items():
         found = f"{package} in {_where(subject)}: {failure.title}"
         yield Finding("wrong", found, wanted, failure.remedy, (f"dca explain {failure.id}",))
+    lacking = list(_of_plugin(subject, installed.packages)) if subject.purpose == "serve" else []
+    yield from lacking
+    if lacking:
+        return
     if "vllm" not in installed.packages and subject.purpose == "serve":
         remedy = "make wheel, then run the command that it prints: dca env --wheel FILE"
         yield Finding("wrong", f"no vllm in {_where(subject)}", wanted, remedy, details)

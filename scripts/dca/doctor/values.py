@@ -128,6 +128,11 @@ class Subject:
     cgroup: Path = host_memory.CGROUP
     env: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
+    @property
+    def plugin(self) -> Loaded | None:
+        """The plugin to check for, if it is one: plugins are only checked for by name."""
+        return self.recipes[0] if len(self.recipes) == 1 and self.recipes[0].recipe.is_plugin else None
+
     @cached_property
     def compilers(self) -> tuple[machine.Compiler, ...]:
         """The machine's g++ compilers, newest first."""

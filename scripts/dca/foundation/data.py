@@ -24,6 +24,15 @@ def recipes_folder() -> Path:
     return data_root() / "build" / "recipes"
 
 
+def source_folder(path: str) -> Path:
+    """The source of a plugin, which travels with this tool.
+
+    Args:
+        path: below `build/`.
+    """
+    return data_root() / "build" / path
+
+
 def toolkits_folder() -> Path:
     """One TOML file per source of CUDA toolkits."""
     return data_root() / "build" / "toolkits"

@@ -185,7 +185,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     part.chmod(0o755)
     try:
         yield part
-        if path.exists() and not _exchanged(part, path):
+        if path.exists() and not exchanged(part, path):
             # Moved aside before it is removed, so that no incomplete folder ever has the final name.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
             path.rename(aside / "old")
@@ -201,7 +201,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
         _release(descriptor, part)
 
 
-def _exchanged(new: Path, other: Path) -> bool:
+def exchanged(new: Path, other: Path) -> bool:
     """Exchange the names of two folders atomically; whether the system supports it."""
     import ctypes
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename
 
 from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.recipes import PLUGIN, PLUGINS_GROUP
+from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
-from dca.inspection import installed, metadata, schemas
+from dca.inspection import installed, metadata, schemas, variant
 from dca.inspection import record as lists
 from dca.inspection.compare import compare
 from dca.inspection.contents import Contents, File, in_wheel, on_disk
@@ -39,6 +41,8 @@ BACKEND = "attention/backends/dual_chunk_flash_attn.py"
 INTERFACE = "flash_attn_interface.py"
 SPARSE_FUNCTION = b"def sparse_attn_func"
 INDEX_OP, SPARSE_OP = "convert_vertical_slash_indexes", "fwd_sparse"
+# The project that a plugin requires.
+ENGINE = "vllm"
 CUDA_LIBRARIES = ("libcu", "libnv", "libnccl")
 
 
@@ -108,7 +112,7 @@ def _inspect(
     asked: tuple[str, ...] | None,
 ) -> Inspection:
     """Inspect an opened wheel; the arguments are those of `inspect`."""
-    name, version, _, tags = parse_wheel_filename(wheel.name)
+    name, version, _, tags, label = wheel_name(wheel.name)
     members = [member for member in archive.infolist() if not member.is_dir()]
     names = [member.filename for member in members]
     info = metadata.info_folder(archive.namelist())
@@ -122,7 +126,8 @@ def _inspect(
     if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
     problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
-    commands, odd = metadata.commands(_or_empty(archive, f"{info}/entry_points.txt"))
+    points = _or_empty(archive, f"{info}/entry_points.txt")
+    commands, odd = metadata.commands(points)
     problems += [*odd, *installed.check(names, info, tags)]
     listed = lists.read(archive, info)
     work = Work()
@@ -135,10 +140,15 @@ def _inspect(
     problems += wheels.check_platform(tags, modules)
     problems += lists.check(listed, names, contents.seen)
     problems += _torch(modules, about, torch)
+    own_variant, wrong = variant.look(archive, info, label)
+    problems += [*wrong, *(variant.check(own_variant, record, modules) if own_variant else [])]
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
         for module in modules
-        if record and record.hashes.get(module.path) != module.sha256
+        if record
+        and record.hashes.get(module.path) != module.sha256
+        # A plugin's texts are part of its source, whose hash its plan has.
+        and not (module.is_text and record.profile == PLUGIN)
     ]
     interfaces = [path for path in names if path.endswith(f"/{INTERFACE}")]
     return Inspection(
@@ -152,12 +162,15 @@ def _inspect(
         requires_python=about.requires_python,
         torch=about.requires("torch"),
         transformers=about.requires("transformers"),
+        engine=about.requires(ENGINE).replace(" ", ""),
+        plugins=metadata.entry_points(points, PLUGINS_GROUP),
         installs=tuple(installed.besides(names, name, commands))[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,
         files=len(names),
         problems=_some(problems),
+        variant=own_variant,
         **_of_modules(contents, asked, torch),
     )
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 
 from packaging.tags import Tag
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from dca.catalogue.variants import wheel_name
 from dca.foundation.printable import shown
 from dca.inspection.metadata import Metadata
 from dca.inspection.values import InspectedModule
@@ -26,7 +27,8 @@ def check_names(metadata: Metadata, info: str, name: str) -> list[str]:
         info: its .dist-info folder.
         name: its file name.
     """
-    project, version, _, _ = parse_wheel_filename(name)
+    named = wheel_name(name)
+    project, version = named.project, named.version
     problems = []
     if not _is_version(metadata.version, version):
         told = shown(metadata.version) or "(none)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.catalogue.recipes import KERNELS
+from dca.catalogue.recipes import KERNELS, PLUGIN
 from dca.compile import ops
 from dca.inspection.values import InspectedModule, Inspection, Recorded
 
@@ -13,10 +13,17 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
     differences = list(inspection.problems)
     if inspection.version != plan.version:
         differences.append(f"the version is {inspection.version}, but {plan.version} was planned.")
-    if inspection.torch.replace(" ", "") != f"torch=={plan.torch}":
+    if inspection.variant != plan.variant:
+        has, planned_as = (variant.label if variant else "none" for variant in (inspection.variant, plan.variant))
+        differences.append(f"its variant is {has}, but {planned_as} was planned, or for other machines.")
+    planned_torch = f"torch=={plan.torch}" if plan.torch else ""
+    if inspection.torch.replace(" ", "") != planned_torch:
         required = inspection.torch or "no torch"
-        differences.append(f"METADATA requires `{required}`, but torch=={plan.torch} was planned.")
-    if not inspection.dca_backend and plan.profile != KERNELS:
+        differences.append(f"METADATA requires `{required}`, but {planned_torch or 'no torch'} was planned.")
+    if inspection.engine != plan.engine:
+        required = inspection.engine or "no engine"
+        differences.append(f"METADATA requires `{required}`, but {plan.engine or 'no engine'} was planned.")
+    if not inspection.dca_backend and plan.profile not in (KERNELS, PLUGIN):
         differences.append("the backend for dual chunk attention is missing.")
     differences += _recorded(inspection, plan)
     for planned in plan.modules:
@@ -28,7 +35,9 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
             differences += _code(module, planned, inspection.recorded) + _ops(module, planned, damaged=damaged)
     planned_paths = {planned.path for planned in plan.modules}
     differences += [
-        f"{module.path} was not planned." for module in inspection.modules if module.path not in planned_paths
+        f"{module.path} was not planned."
+        for module in inspection.modules
+        if module.path not in planned_paths and not (module.is_text and plan.profile == PLUGIN)
     ]
     return list(dict.fromkeys(differences))
 

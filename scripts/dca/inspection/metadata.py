@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 
+from dca.catalogue.variants import wheel_name
 from dca.foundation import zip_layout, zips
 from dca.foundation.printable import shown, unseen
 
@@ -198,7 +199,7 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     problems = [*_odd_lines(content, "WHEEL")]
     message = email.message_from_string(content.decode("utf-8", "replace"))
     tags = {str(tag).strip() for tag in message.get_all("Tag", [])}
-    in_name = {str(tag) for tag in parse_wheel_filename(name)[3]}
+    in_name = {str(tag) for tag in wheel_name(name).tags}
     if tags != in_name:
         told = shown(", ".join(sorted(tags))) or "no tag"
         problems.append(f"WHEEL says {told}, the file name says {', '.join(sorted(in_name))}.")
@@ -211,16 +212,35 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     return problems
 
 
+def _points(content: bytes) -> configparser.ConfigParser:
+    """entry_points.txt, parsed as installers parse it.
+
+    Raises:
+        configparser.Error: it is not in this format; UnicodeDecodeError if it is not UTF-8.
+    """
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(content.decode())
+    return parser
+
+
+def entry_points(content: bytes, group: str) -> dict[str, str]:
+    """The entry points of one group of entry_points.txt, by name; none if the file cannot be read."""
+    try:
+        parser = _points(content)
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    return dict(parser.items(group)) if parser.has_section(group) else {}
+
+
 def commands(content: bytes) -> tuple[list[str], list[str]]:
     """The commands of entry_points.txt, and what is wrong with it.
 
     Args:
         content: of it.
     """
-    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(content.decode())
+        parser = _points(content)
     except (configparser.Error, UnicodeDecodeError) as error:
         return [], [f"entry_points.txt cannot be read: {shown(str(error).splitlines()[0])}."]
     points = [point for kind in _COMMANDS if parser.has_section(kind) for point in parser.items(kind)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dca.binaries import elf, fatbin
 from dca.binaries.fatbin import DeviceCode
 from dca.binaries.limits import Work
+from dca.binaries.newer import newer
 from dca.catalogue.archs import how_reached
 from dca.foundation.errors import DcaError
 from dca.inspection.kinds import ModuleKind
@@ -89,6 +90,7 @@ class Looker:
                 "machine": library.machine,
                 "glibc": library.glibc,
                 "glibcxx": library.glibcxx,
+                "newer": newer(library.undefined),
                 "cxx11_abi": library.cxx11_abi,
                 "torch_symbols": len(torch_symbols),
                 "stable_abi": bool(torch_symbols) and all(elf.is_stable(name) for name in torch_symbols),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.variants import Variant
 from dca.compile.assembled import Assembled
 from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
@@ -67,6 +70,8 @@ class InspectedModule(Value):
         path: path in the wheel.
         sha256: SHA-256 of the file.
         glibcxx: the newest GLIBCXX version that it wants.
+        newer: symbols of the C and C++ libraries that systems of manylinux_2_28 do not have, such as "gettid
+            (GLIBC_2.30)"; at most 20.
     """
 
     path: str
@@ -100,6 +105,12 @@ class InspectedModule(Value):
     ptx_versions: dict[str, str] = {}
     relocatable: dict[str, int] = {}
     unread: dict[str, int] = {}
+    newer: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is PTX alone, in a file of its own: a source that the driver compiles, and nothing compiled."""
+        return self.kind == "PTX"
 
     @property
     def ops(self) -> tuple[str, ...] | None:
@@ -219,8 +230,11 @@ class Inspection(Document):
         tags: tags of the wheel.
         requires_python: Requires-Python in METADATA.
         transformers: what METADATA requires of transformers.
+        engine: what METADATA of a plugin requires of vLLM; empty for the engine itself.
+        plugins: the plugins that vLLM loads of it, by name, each with its function as module:name.
         modules: its extension modules.
         files: number of its files.
+        variant: which variant of its version it is; None, and not written, for a plain wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/3"
@@ -254,6 +268,9 @@ class Inspection(Document):
     unread: tuple[Unread, ...] = ()
     installs: tuple[str, ...] = ()
     answer: Answer | None = None
+    engine: str = ""
+    plugins: dict[str, str] = {}
+    variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
     def module(self, path: str) -> InspectedModule | None:
         """The module with a path."""

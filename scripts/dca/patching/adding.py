@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dca.catalogue import recipes
+from dca.catalogue.recipes import not_source
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.patching import git, reading, report
@@ -17,7 +18,6 @@ from dca.patching.fitting import Files, examine
 from dca.patching.folder import SOURCE, Base, Patch, bases, rewrite, series
 from dca.patching.git import File
 from dca.patching.places import Found
-from dca.sources.fetch import not_source
 
 CONTEXT = 1
 """Lines of context around a change: a patch quotes as little of upstream as possible."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
-from dca.catalogue.recipes import GitSource, Recipe, SdistSource
+from dca.catalogue.recipes import FolderSource, GitSource, Recipe, SdistSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter, Silent
@@ -50,8 +50,15 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
     """The pinned source of a recipe's tree.
 
     Raises:
-        DcaError: DCA-203 for a tree that the recipe does not have.
+        DcaError: DCA-203 for a tree that the recipe does not have, or that nothing is patched in.
     """
+    if isinstance(recipe.source, FolderSource):
+        raise DcaError(
+            "DCA-203",
+            f"the recipe {recipe.name} has no source to patch.",
+            why=f"its source is this project's own folder build/{recipe.source.path}.",
+            remedy="change the files there.",
+        )
     if tree == SOURCE:
         return recipe.source
     if tree not in recipe.companions:

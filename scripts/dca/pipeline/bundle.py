@@ -24,6 +24,7 @@ from dca import __version__
 from dca.catalogue.plan import Plan, Reach, Reachability, Request
 from dca.catalogue.recipes import (
     Commit,
+    FolderSource,
     GitSource,
     Loaded,
     Recipe,
@@ -428,7 +429,7 @@ def local_reach(
     for loaded in known:
         for name in sources_of(loaded.recipe):
             origin = loaded.recipe.origin(name)
-            if isinstance(origin, SdistSource):
+            if isinstance(origin, SdistSource | FolderSource):
                 continue
             ok = has(origin, fetch.wanted_paths(loaded.recipe, name))
             for url in origin.urls:

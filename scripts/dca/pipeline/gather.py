@@ -9,7 +9,7 @@ from typing import Literal
 
 from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
 from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Request
-from dca.catalogue.recipes import GitSource, Loaded, SdistSource, Submodule
+from dca.catalogue.recipes import FolderSource, GitSource, Loaded, SdistSource, Submodule, not_source
 from dca.foundation import documents, environment, store
 from dca.foundation.errors import DcaError, ExitCode
 from dca.pipeline import bundle, probing, settings
@@ -17,10 +17,9 @@ from dca.pipeline.bundle import Bundle
 from dca.pipeline.planned import Planned
 from dca.resolve import World, resolve
 from dca.sources import git, index
-from dca.sources.fetch import not_source
 from dca.toolchain import provide, redist
 
-Origin = SdistSource | GitSource | Submodule
+Origin = SdistSource | GitSource | FolderSource | Submodule
 Update = Literal["", "follow", "pinned"]
 """Whether to probe places again; "follow" builds the heads of branches, "pinned" the commits in recipes."""
 SPLITTING = frozenset(",;:'\"$[]\\`|\t\r\n")
@@ -71,7 +70,10 @@ def world(
     # A toolkit in the bundle comes before those of this machine.
     if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
         host = host.model_copy(update={"toolkits": ()})
-    if packed:
+    if request.recipe is not None and recipes.find(request.recipe, known).recipe.is_plugin:
+        # Nothing of it is downloaded, so no place is asked.
+        reach = Reach(places={})
+    elif packed:
         reach = _reach_of_bundle(packed, known, sources, update)
     elif cache.offline:
         reach = kept or _of_cache(known, sources, cache)
@@ -215,7 +217,9 @@ def make_plan(
         cache.open()
         documents.write(reach, lock)
     missing = probing.out_of_reach(request, seen, outcome) if asks_network else ()
-    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored_now()})
+    # No program runs for a plugin, so nothing of the user's is kept from one.
+    ignored = () if outcome.engine else settings.ignored_now()
+    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": ignored})
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
     return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
 
@@ -305,12 +309,13 @@ def _lock_path(
 def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:
     """The user's own trees (--source, --companion); a git repository without the pinned commit is rejected."""
     trees: dict[str, LocalTree] = {}
-    chosen = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
-    if request.source is not None:
+    # The resolver rejects a local tree for a plugin, whose source travels with this tool.
+    chosen = [loaded.recipe for loaded in recipes.compiling(known) if request.recipe in (None, loaded.recipe.name)]
+    if request.source is not None and chosen:
         pins = [recipe.origin("source") for recipe in chosen]
         trees["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
         if trees["source"].kind == "folder":
-            files = sorted({recipe.requirements for recipe in chosen})
+            files = sorted({recipe.requirements for recipe in chosen if recipe.requirements})
             if not any((Path(request.source) / file).is_file() for file in files):
                 raise DcaError(
                     "DCA-204",
@@ -347,7 +352,7 @@ def local_tree(path: Path, pins: Sequence[Origin], *, dirty: bool, flag: str) ->
                 remedy="use the pinned sdist." if pinned else "give a clone that has the pinned commit.",
             )
         return LocalTree(path=str(path), kind="sdist")
-    commits = [pin.commit for pin in pins if not isinstance(pin, SdistSource)]
+    commits = [pin.commit for pin in pins if not isinstance(pin, SdistSource | FolderSource)]
     if git.is_repository(path) and not dirty:
         if any(git.has_commit(path, commit) for commit in commits):
             return LocalTree(path=str(path), kind="git")

@@ -124,6 +124,6 @@ def _needed(plan: Plan, seen: World) -> Iterator[str]:
 
 
 def _places(source: PlannedSource) -> tuple[str, ...]:
-    if source.origin == "local":
+    if source.origin in ("local", "tool"):
         return ()
     return source.places if source.origin == "git" else ("index",)

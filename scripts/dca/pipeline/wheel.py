@@ -15,7 +15,7 @@ from dca.catalogue.kept_ptx import KeptPtx
 from dca.catalogue.plan import Asked, Plan, Request
 from dca.compile import compiling
 from dca.compile.compiler_cache import CacheUse
-from dca.compile.job import Job
+from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import data, documents, store, timeline, together
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError, from_os_error
@@ -178,18 +178,19 @@ def prepare(planned: Planned, run: Run) -> Job:
         with run.times.stage("patch"):
             return patching.patch(plan, recipe, fetched, run.cache, run.log)
 
-    def environment() -> tuple[Path, environments.TorchFacts]:
+    def environment() -> BuildEnvironment | None:
+        if not plan.python:
+            return None
         with run.times.stage("environment"):
             python = environments.build_environment(plan, run)
-            return python, environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
+            return BuildEnvironment(python, environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log))
 
     here = toolkit() if provide.is_here(plan, planned.toolkits, run.cache) else None
     with together.Tasks() as tasks:
         tree, built_with = tasks.start(sources), tasks.start(environment)
         downloaded = None if here else tasks.start(toolkit)
-    python, torch = built_with.result
     kit = downloaded.result if downloaded else here
-    return Job(plan=plan, recipe=recipe, tree=tree.result, toolkit=kit, python=python, torch=torch)
+    return Job(plan=plan, recipe=recipe, tree=tree.result, toolkit=kit, environment=built_with.result)
 
 
 def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> compiling.Listing:
@@ -202,8 +203,10 @@ def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> c
     if not plan.compiled:
         raise DcaError(
             "DCA-201",
-            "--list: no module is compiled; all are copied from the official wheel.",
-            remedy="omit --prebuilt.",
+            f"--list: nothing of {plan.recipe} is compiled."
+            if plan.engine
+            else "--list: no module is compiled; all are copied from the official wheel.",
+            remedy="omit --list." if plan.engine else "omit --prebuilt.",
         )
     folder = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
     run = Run(cache, reporter, folder / "build.log")
@@ -260,7 +263,8 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
             wheel = package.package(job, build, aside, run)
         run.reporter.stage("inspect", wheel.name)
         with run.times.stage("inspect"):
-            inspected = inspection.inspect(wheel, inspection.schemas.built(build), torch=job.torch, asked=plan.archs)
+            torch = job.environment.torch if job.environment else None
+            inspected = inspection.inspect(wheel, inspection.schemas.built(build), torch=torch, asked=plan.archs)
         differences = inspection.compare(inspected, plan)
         inspected = inspected.model_copy(update={"planned": plan.key, "differences": tuple(differences)})
         documents.write(inspected, document)
@@ -304,8 +308,14 @@ def pack(planned: Planned, request: Request, cache: store.Store, file: Path, rep
     """Write all inputs of the plan's build to one file.
 
     Raises:
-        DcaError: those of `bundle.pack`, and of fetching and patching.
+        DcaError: DCA-201 for a plugin, and those of `bundle.pack`, of fetching and of patching.
     """
+    if planned.plan.engine:
+        raise DcaError(
+            "DCA-201",
+            f"--bundle: a build of {planned.plan.recipe} downloads nothing, so there is nothing to pack.",
+            remedy=f"build it on the other machine with `dca wheel --recipe {planned.plan.recipe} --offline`.",
+        )
     tree = sources_only(planned, cache, reporter)
     run = Run(cache, reporter, sources_run(planned.plan, cache) / "build.log")
     return bundle.pack(planned, tree, request, run, file)

@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from dca.catalogue import host_packages, machine, recipes, toolkits
 from dca.catalogue.recipes import Loaded, Recipe
+from dca.catalogue.variants import plain_name
 from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
@@ -135,7 +136,13 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
     python = folder / "bin/python"
     _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run)
     _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, run)
-    _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, run)
+    with store.scratch(run.cache.open().root) as aside:
+        file = wheel.absolute()
+        if (name := plain_name(wheel.name)) != wheel.name:
+            # uv installs a variant only where its GPU and driver are; under its plain name, where it is told to.
+            (aside / name).symlink_to(file)
+            file = aside / name
+        _run([uv, "pip", "install", "--python", python, "--no-deps", file], env, run)
     return Workspace(
         engine="uv",
         folder=str(folder),

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from dca.catalogue.variants import wheel_name
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import admit, layout, pages, statement
+from dca.publish import admit, install, layout, pages, statement
 from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
 from dca.publish.records import Known, parse_record, read_records
@@ -56,12 +57,14 @@ class Additions:
         signers: sign the evidence. Signatures by others are kept while they still match, and removed otherwise.
         links_to: URL of a folder that the wheels are downloaded from instead of the index; None keeps the current one.
         url: URL where the index is served, which the index stores; None keeps the current one.
+        variants: whether wheels may be variants.
     """
 
     evidence: Sequence[Path] = ()
     signers: Sequence[Signer] = ()
     links_to: str | None = None
     url: str | None = None
+    variants: bool = False
 
 
 NOTHING = Additions()
@@ -83,6 +86,8 @@ def publish(
         DcaError: DCA-204, 701, 901 and 907 for rejected wheels and evidence, DCA-902 for a name that another file has,
             DCA-904, 906 and 908 for an index that cannot be written.
     """
+    if not additions.variants:
+        admit.refuse_variants(wheels, "give --variants; they get an index of their own, variants/.")
     hashes = {path: store.sha256_file(path) for path in _files(wheels)}
     shared = admit.share_out([admit.read_evidence(path) for path in additions.evidence], hashes)
     published = {path: _published(path, sha256, place) for path, sha256 in hashes.items()}
@@ -103,6 +108,7 @@ def publish(
             was = before[candidate.record.file]
             merged = _merged(candidate.record, was, additions.links_to)
             after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
+        _check_variants(known, after)
         for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):
             reporter.progress(number, len(ready), record.file)
             _place(candidate, record, place, heal=before[record.file] is not None)
@@ -189,13 +195,14 @@ def gc(place: Place, signers: Sequence[Signer] = ()) -> Published:
 
 
 def listing(place: Place) -> Listing:
-    """The wheels of an index, which is only read.
+    """The wheels of an index, which is only read; the newest versions first.
 
     Raises:
         DcaError: DCA-904 if there is no index, DCA-908 for a damaged record.
     """
     place.check()
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(read_records(place).records()))
+    records = install.newest_first(read_records(place).records())
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(records))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -260,7 +267,7 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
         alike.add(wheel.name)
         for other in alike - {wheel.name}:
             try:
-                same = parse_wheel_filename(other) == parse_wheel_filename(wheel.name)
+                same = wheel_name(other) == wheel_name(wheel.name)
             except InvalidWheelFilename:
                 # `admit` reports it.
                 continue
@@ -271,6 +278,21 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
                     why="both names mean the same version, build and tags; pip cannot distinguish the files.",
                     remedy="publish one of them, or give the wheel another version.",
                 )
+
+
+def _check_variants(known: Known, after: dict[str, Record]) -> None:
+    """Reject variants that the file of their version cannot describe.
+
+    Raises:
+        DcaError: DCA-901.
+    """
+    if wrong := pages.conflicts(({record.file: record for record in known.records()} | after).values()):
+        raise DcaError(
+            "DCA-901",
+            "the wheels are not published: two variants of a version have one label.",
+            why="\n".join(wrong[:20]),
+            remedy="build one of them again, for the same GPU architectures and CUDA version as the other.",
+        )
 
 
 def _folded(name: str) -> str:
@@ -472,8 +494,7 @@ def _settle(known: Known, *, url: str | None = None, signing: Signing) -> Settle
     says: dict[str, None] = {}
     for _ in range(ROUNDS):
         made = pages.render(known.records(), settings)
-        for path, content in made.items():
-            place.put_page(path, content)
+        place.put_pages(made)
         place.barrier()
         obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):

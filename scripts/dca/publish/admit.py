@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from packaging.utils import InvalidWheelFilename
 from packaging.version import Version
 from pydantic import ValidationError
 
 from dca import inspection
+from dca.catalogue import variants
 from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, metadata
 from dca.publish import layout
 from dca.publish.values import Evidence, Record, reason
 from dca.smoke.values import Smoke
-from dca.trust import evidence, signing
+from dca.trust import evidence, runlock, signing
 
 MOST_PROBLEMS, MOST_INSTALLS = 20, 5
 LARGEST_EVIDENCE = 64 << 20
-INSPECTION, SMOKE = "inspection", "smoke"
+INSPECTION, SMOKE, LOCK = "inspection", "smoke", evidence.LOCK.split(".")[0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def read_evidence(path: Path) -> Report:
     if schema == Inspection.SCHEMA:
         inspected = documents.read(Inspection, path)
         return Report(path, content, INSPECTION, ".json", _inspected(inspected), inspected.sha256)
-    return Report(path, content, kind, suffix, "", "")
+    return Report(path, content, kind, suffix, (runlock.says(content) or "") if kind == LOCK else "", "")
 
 
 def share_out(reports: Sequence[Report], wheels: dict[Path, str]) -> dict[Path, list[Report]]:
@@ -160,10 +163,12 @@ def admit(
     else:
         inspected = inspection.inspect(wheel, asked=None)
         _refuse(wheel, inspected, sha256)
-        content = _metadata(wheel)
+        content = _own(wheel, "METADATA")
         record = record_of(inspected, store.sha256_bytes(content))
         texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
+    if lock := runlock.fitting(wheel):
+        own[evidence.LOCK] = lock
     if kept := _kept_smoke(own, sha256):
         # Also if the user gives another report: it may be the older one.
         _refuse_failed(wheel, documents.parse(Smoke, kept.content, kept.path), kept.path)
@@ -173,12 +178,18 @@ def admit(
     kinds = {proof.kind for proof in record.evidence} | {report.kind for report in reports}
     texts |= {
         name: (own[name], words)
-        for name, words in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
+        for name, words in (
+            (evidence.SBOM, "CycloneDX"),
+            (evidence.PROVENANCE, "SLSA v1"),
+            (evidence.LOCK, runlock.says(lock) or ""),
+        )
         if name in own and name.split(".")[0] not in kinds
     }
     for report in reports:
         if report.kind == SMOKE:
             _refuse_failed(wheel, documents.parse(Smoke, report.content, report.path), report.path)
+        if report.kind == LOCK:
+            _refuse_unfit(wheel, report)
         texts[report.kind + report.suffix] = (report.content, report.says)
     proofs = {proof.kind: proof for proof in record.evidence}
     contents: dict[str, bytes] = {}
@@ -188,6 +199,22 @@ def admit(
         contents[proof.path] = text
     record = record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
     return Candidate(wheel, record, content, contents, published is None)
+
+
+def refuse_variants(wheels: Iterable[Path], remedy: str) -> None:
+    """Reject variant wheels.
+
+    Args:
+        wheels: the files.
+        remedy: what to do with them instead.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    for wheel in wheels:
+        with contextlib.suppress(InvalidWheelFilename):
+            if label := variants.wheel_name(wheel.name).label:
+                raise DcaError("DCA-201", f"{wheel.name} is a variant, {label}.", remedy=remedy)
 
 
 def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
@@ -205,6 +232,11 @@ def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
         DcaError: DCA-901.
     """
     problems = list(inspected.problems)
+    if inspected.variant and _own(wheel, variants.FILE) != variants.written([inspected.variant]):
+        problems.append(
+            f"its {variants.FILE} is of another draft, or asks another provider than that of "
+            f"{variants.NAMESPACE}: one file describes all variants of a version."
+        )
     if inspected.sha256 != sha256:
         problems.append("the file changed during the inspection.")
     local = _segments(inspected.version)
@@ -237,6 +269,23 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
             why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, first {failed[0].name}.",
             remedy=f"fix it; if the report is out of date, run all cases: `dca smoke --level {smoke.level} {wheel}`.",
         )
+
+
+def _refuse_unfit(wheel: Path, report: Report) -> None:
+    """Reject a lock from which the page's commands would install something else.
+
+    Raises:
+        DcaError: DCA-907.
+    """
+    try:
+        runlock.check(report.content, runlock.read_wheel(wheel))
+    except runlock.BadLockError as error:
+        raise DcaError(
+            "DCA-907",
+            f"--evidence: {report.path} is not a lock of {wheel.name}.",
+            why=f"it {error}.",
+            remedy="give a lock as `uv pip compile --generate-hashes` writes it, or rename the file.",
+        ) from None
 
 
 def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
@@ -280,6 +329,8 @@ def says(kind: str, content: bytes) -> str | None:
             return _smoke(documents.parse(Smoke, content, path))
         if kind == INSPECTION:
             return _inspected(documents.parse(Inspection, content, path))
+        if kind == LOCK:
+            return runlock.says(content)
         if kind == evidence.ENVELOPES["dsse"][0].split(".")[0] or kind == evidence.ENVELOPES["dsse"][1].split(".")[0]:
             return signing.says(content)
     except (DcaError, signing.BadSignatureError):
@@ -322,6 +373,7 @@ def _filled(inspected: Inspection, metadata_sha256: str) -> Record:
         archs=own.archs if own else tuple(sorted(archs, key=_number)),
         torch=inspected.torch.removeprefix("torch").removeprefix("=="),
         recipe=own.recipe if own else "",
+        variant=inspected.variant,
     )
 
 
@@ -341,6 +393,7 @@ def _cuda_in(local: list[str]) -> str:
     return ""
 
 
-def _metadata(wheel: Path) -> bytes:
+def _own(wheel: Path, name: str) -> bytes:
+    """A file of a wheel's .dist-info folder."""
     with zips.opened(wheel) as archive:
-        return metadata.read_own(archive, "METADATA")
+        return metadata.read_own(archive, name)

@@ -171,6 +171,11 @@ class Bucket:
                     return self.signatures()[name]
             raise raced(name) from None
 
+    def put_pages(self, pages: Mapping[str, bytes]) -> None:
+        """Write all pages, one after the other."""
+        for path, content in pages.items():
+            self.put_page(path, content)
+
     def put_page(self, path: str, content: bytes) -> None:
         """Write a page; a folder's page also under the folder's own name, as a web server would answer."""
         self._put(inside(path), content, ASK)
@@ -249,7 +254,7 @@ def _kind(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
     if name in ("", layout.HTML):
         return "text/html; charset=utf-8"
-    if layout.VIEW.fullmatch(path.split("/")[0]):
+    if layout.VIEW.fullmatch(path.split("/")[0]) and not layout.VARIANTS_FILE.fullmatch(name):
         return SIMPLE_JSON
     if name.endswith(".metadata"):
         return "text/plain; charset=utf-8"

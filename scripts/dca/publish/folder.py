@@ -193,6 +193,73 @@ class Folder:
                 return
         self._write(target, content)
 
+    def put_pages(self, pages: Mapping[str, bytes]) -> None:
+        """Write all pages; those of a view are replaced at once, so that no two forms of a page differ at any time."""
+        views: dict[str, dict[str, bytes]] = {}
+        for path, content in pages.items():
+            # Also for the error that a link among the folders is.
+            view, slash, _ = to_write(self.root, path).relative_to(self.root).as_posix().partition("/")
+            if slash:
+                views.setdefault(view, {})[path.removeprefix(f"{view}/")] = content
+        for view, inside_view in views.items():
+            if not self._replaced(view, inside_view):
+                for path, content in inside_view.items():
+                    self.put_page(f"{view}/{path}", content)
+        self.barrier()
+        for path, content in pages.items():
+            if "/" not in path:
+                self.put_page(path, content)
+        self.barrier()
+        for folder in [path for path in self.root.iterdir() if layout.VIEW.fullmatch(path.name)]:
+            if folder.name not in views and folder.is_dir() and not folder.is_symlink():
+                aside = self._staged(folder)
+                folder.rename(aside)
+                self._drop(aside)
+
+    def _replaced(self, view: str, pages: Mapping[str, bytes]) -> bool:
+        """Replace a view's folder by a new one; whether the file system can do that.
+
+        Args:
+            view: its name.
+            pages: all of its pages by their paths in it.
+        """
+        folder = self.root / view
+        now = dict(store.walk(folder)) if folder.is_dir() else {}
+        same = {
+            path
+            for path, content in pages.items()
+            if path in now and not now[path].is_symlink() and now[path].read_bytes() == content
+        }
+        if same == set(pages) == set(now):
+            return True
+        new = self._staged(folder)
+        for path, content in pages.items():
+            target = new / path
+            _make(target.parent)
+            if path in same:
+                try:
+                    target.hardlink_to(now[path])
+                except OSError:
+                    return False
+            else:
+                self._write_new(target, content)
+        for inner in {(new / path).parent for path in pages} | {new}:
+            _sync(inner)
+        if not folder.exists():
+            new.rename(folder)
+            self._touched.add(self.root)
+            return True
+        if not store.exchanged(new, folder):
+            return False
+        self._drop(new)
+        return True
+
+    def _drop(self, aside: Path) -> None:
+        """Delete a folder that was moved aside; only when its name is durably another's, so that a crash loses none."""
+        self._touched |= {self.root, aside.parent}
+        self.barrier()
+        store.remove(aside)
+
     def barrier(self) -> None:
         """Sync the folders: a moved file is durable only when its folder is."""
         for folder in sorted(self._touched):
@@ -223,12 +290,16 @@ class Folder:
 
     def _write(self, target: Path, data: bytes) -> None:
         with store.incoming(self._staged(target)) as part:
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.chmod(0o644)
+            self._write_new(part, data)
             self._move(part, target)
+
+    @staticmethod
+    def _write_new(path: Path, data: bytes) -> None:
+        with path.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        path.chmod(0o644)
 
     def _staged(self, target: Path) -> Path:
         # In one folder, not beside the final name: a search for leftovers among 10,000 files would be slow.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from packaging.tags import Tag, parse_tag
 
 from dca.publish import layout
+from dca.publish.admit import LOCK
+from dca.publish.install import UNKNOWN_URL, lines, newest_first
 from dca.publish.values import Record, Settings
 from dca.trust import evidence as proof_of
 
@@ -21,12 +23,10 @@ if TYPE_CHECKING:
 TEMPLATE, ARTICLE = Path(__file__).with_name("front.html"), Path(__file__).with_name("article.html")
 # The place of the wheels in the page's template.
 WHEELS = "<!-- wheels -->"
-# Stands for the index's URL in install commands while that is unknown.
-UNKNOWN_URL = "URL/"
 # The kinds of evidence that are shown first.
-FIRST = ("smoke", "inspection", "sbom", "provenance")
-# The names of signatures on the page, by their kinds.
-ENVELOPES = {
+FIRST = (LOCK, "smoke", "inspection", "sbom", "provenance")
+# What kinds of evidence are called on the page, if not by their own names.
+NAMES = {LOCK: "lock"} | {
     name.split(".")[0]: what
     for names in proof_of.ENVELOPES.values()
     for name, what in zip(names, ("signed provenance", "signed evidence"), strict=True)
@@ -40,27 +40,33 @@ def page(listed: Sequence[Record], settings: Settings) -> bytes:
         listed: the records of the wheels to show.
         settings: of the index.
     """
-    views = Counter(record.view for record in listed if record.view)
+    views = Counter(record.view for record in listed if record.view and not record.variant)
     frame = _template(TEMPLATE).render(
         count=len(listed),
         views=[(view, f"{view[2:-1]}.{view[-1]}", count) for view, count in sorted(views.items())],
+        variants=sum(record.variant is not None for record in listed),
         projects=sorted({record.project for record in listed}),
         url=settings.url,
         unknown=UNKNOWN_URL,
+        warning=_warned(listed),
     )
     head, _, foot = frame.partition(WHEELS)
-    newest_first = sorted(listed, key=lambda record: (record.published, record.file), reverse=True)
-    return (head + "\n".join(_article(record, settings) for record in newest_first) + foot).encode()
+    articles = "\n".join(_article(record, settings) for record in newest_first(listed))
+    return (head + articles + foot).encode()
+
+
+def _warned(listed: Sequence[Record]) -> str:
+    """The project that a command without a version may take from elsewhere: that of the newest local version."""
+    own = [record for record in newest_first(listed) if "+" in record.version]
+    return next((record.project for record in own), "")
 
 
 def _article(record: Record, settings: Settings) -> str:
     """A wheel's section of the page, in one line."""
-    index = f"{settings.url or UNKNOWN_URL}{record.view or layout.ALL}/"
-    requirement = f"echo '{record.project}=={record.version} --hash=sha256:{record.sha256}' |"
-    options = f"--no-deps --require-hashes --index-url {index}"
     place = {kind: number for number, kind in enumerate(FIRST)}
     python, platform = tags(record.tags)
     facts = (
+        ("variant", record.variant.label if record.variant else ""),
         ("CUDA", record.cuda),
         ("archs", ", ".join(f"sm_{arch.replace('.', '')}" for arch in record.archs)),
         ("torch", record.torch),
@@ -73,10 +79,10 @@ def _article(record: Record, settings: Settings) -> str:
         wheel=record,
         link=(record.links_to + layout.url(record.file)) if record.links_to else layout.url(layout.wheel(record.file)),
         facts=[fact for fact in facts if fact[1]],
-        uv=f"{requirement} uv pip install {options} -r -",
-        pip=f"{requirement} pip install {options} -r /dev/stdin",
+        # Whoever still needs a yanked wheel knows its version.
+        install=lines(record, settings.url) if record.yanked is None else None,
         evidence=[
-            (layout.url(proof.path), ENVELOPES.get(proof.kind, proof.kind), proof.says)
+            (layout.url(proof.path), NAMES.get(proof.kind, proof.kind), proof.says)
             for proof in sorted(record.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
         ],
     )

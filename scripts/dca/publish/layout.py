@@ -2,6 +2,7 @@
 
     index.html                       the front page
     simple/…, cu124/…                the simple repository API: all wheels, and those of each CUDA version
+    variants/…                       the same of variant wheels, and for each version the file of its variants
     files/NAME.whl, NAME.whl.metadata
     evidence/SHA256/…                the evidence of the wheel with that hash
     index-dsse.json                  the signed statement of the index, or index-sigstore.json
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, urlsplit
 
-ALL = "simple"
+ALL, VARIANTS = "simple", "variants"
 FILES, EVIDENCE, RECORDS, OWN = "files", "evidence", "records", ".dca"
 SETTINGS, SUMS, STAGING = f"{OWN}/index.json", f"{OWN}/records.sha256", f"{OWN}/incoming"
 # A cache of earlier versions, no longer read.
@@ -28,7 +29,7 @@ HTML, JSON = "index.html", "index.json"
 AS_IT_IS = ".nojekyll"
 # The signed statement of the index by signature scheme.
 STATEMENTS = {"dsse": "index-dsse.json", "sigstore": "index-sigstore.json"}
-VIEW = re.compile(r"simple|cu[0-9]{2,4}")
+VIEW = re.compile(r"simple|variants|cu[0-9]{2,4}")
 # Names without characters that a file system, a URL or a command line treats specially.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 # A project's canonical name, which is a folder of every view.
@@ -36,6 +37,7 @@ PROJECT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 KIND = re.compile(r"[a-z0-9_][a-z0-9_-]*")
+VARIANTS_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*-variants\.json")
 SUFFIX = re.compile(r"[A-Za-z0-9.]*")
 
 
@@ -73,11 +75,12 @@ def is_plain(path: str) -> bool:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is that of a page: the front page, or one of a view."""
+    """Whether a path is that of a page: the front page, one of a view, or the file of a version's variants."""
     view, _, rest = path.partition("/")
     project, slash, name = rest.rpartition("/")
     of_view = VIEW.fullmatch(view) and name in (HTML, JSON) and (not slash or PROJECT.fullmatch(project))
-    return path in (FRONT, AS_IT_IS) or bool(of_view)
+    of_variants = view == VARIANTS and VARIANTS_FILE.fullmatch(name) and PROJECT.fullmatch(project)
+    return path in (FRONT, AS_IT_IS) or bool(of_view or of_variants)
 
 
 def is_folder_url(url: str) -> bool:

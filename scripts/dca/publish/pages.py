@@ -9,6 +9,9 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from dca.catalogue import variants
+from dca.catalogue.variants import Variant
+from dca.foundation import store
 from dca.publish import front, layout
 from dca.publish.values import Record, Settings
 
@@ -43,10 +46,16 @@ def render(records: Iterable[Record], settings: Settings) -> dict[str, bytes]:
     sheets = _sheets(listed)
     for (view, project), sheet in sheets.items():
         lines = "\n".join(anchors[record.file] for record in sheet)
+        described = _variants(sheet) if view == layout.VARIANTS else {}
+        for name, content in described.items():
+            pages[f"{view}/{project}/{name}"] = content
+            lines += (
+                f'\n<a href="{escape(layout.url(name))}#sha256={store.sha256_bytes(content)}">{escape(name)}</a><br>'
+            )
         pages[f"{view}/{project}/{layout.HTML}"] = _html(f"Wheels of {project}", lines)
         versions = json.dumps(sorted({record.version for record in sheet}))
         names = f'"name":{json.dumps(project)},\n"versions":{versions},\n'
-        files = ",\n".join(entries[record.file] for record in sheet)
+        files = ",\n".join([*(entries[record.file] for record in sheet), *map(_described, described.items())])
         pages[f"{view}/{project}/{layout.JSON}"] = f'{META}{names}"files":[\n{files}\n]}}\n'.encode()
     for view in sorted({layout.ALL, *(view for view, _ in sheets)}):
         projects = sorted(project for sheet_view, project in sheets if sheet_view == view)
@@ -70,9 +79,45 @@ def _sheets(listed: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """The wheels of each page, by view and project."""
     sheets: dict[tuple[str, str], list[Record]] = {}
     for record in listed:
-        for view in filter(None, (layout.ALL, record.view)):
+        # Installers compare versions before variants: among plain wheels, variants would never be chosen.
+        for view in filter(None, (record.view,) if record.variant else (layout.ALL, record.view)):
             sheets.setdefault((view, record.project), []).append(record)
     return sheets
+
+
+def _variants(sheet: Sequence[Record]) -> dict[str, bytes]:
+    """The file of each version's variants by its name; of two variants with one label, it has the first."""
+    versions: dict[str, dict[str, Variant]] = {}
+    for record in sheet:
+        if record.variant:
+            name = variants.variants_file(record.project, record.version)
+            versions.setdefault(name, {}).setdefault(record.variant.label, record.variant)
+    return {name: variants.written(own.values()) for name, own in versions.items()}
+
+
+def conflicts(records: Iterable[Record]) -> list[str]:
+    """Variants of one version that have the same label and are for other machines: no file can describe both."""
+    seen: dict[tuple[str, str, str], Record] = {}
+    wrong = []
+    for record in sorted(records, key=lambda record: record.file):
+        if record.variant and record.state == "listed":
+            first = seen.setdefault((record.project, record.version, record.variant.label), record)
+            if first.variant != record.variant:
+                wrong.append(f"{record.file} and {first.file} have the same label, and are for other machines.")
+    return wrong
+
+
+def _described(file: tuple[str, bytes]) -> str:
+    """The entry of a file of variants."""
+    name, content = file
+    return json.dumps(
+        {
+            "filename": name,
+            "url": layout.url(name),
+            "hashes": {"sha256": store.sha256_bytes(content)},
+            "size": len(content),
+        }
+    )
 
 
 def _html(title: str, body: str) -> bytes:

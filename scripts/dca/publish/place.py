@@ -89,6 +89,13 @@ class Place(Protocol):
             DcaError: DCA-906 if another publisher has changed it meanwhile.
         """
 
+    def put_pages(self, pages: Mapping[str, bytes]) -> None:
+        """Write all pages, those before others that link to them; a folder also deletes the other pages of views.
+
+        Args:
+            pages: their content by path.
+        """
+
     def put_page(self, path: str, content: bytes) -> None:
         """Write a page, or another file that is generated from the records; in a folder only if it differs."""
 

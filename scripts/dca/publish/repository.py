@@ -50,9 +50,10 @@ def upload(
         reporter: receives progress.
 
     Raises:
-        DcaError: DCA-103 without twine, DCA-201 if the server's index is not found, DCA-402 if it does not answer,
-            DCA-901 and 902 for rejected wheels, DCA-905 if the upload fails.
+        DcaError: DCA-103 without twine, DCA-201 for variants and if the server's index is not found, DCA-402 if
+            it does not answer, DCA-901 and 902 for rejected wheels, DCA-905 if the upload fails.
     """
+    admit.refuse_variants(wheels, "publish it to a folder or a bucket, with --variants: index servers know none.")
     twine = _twine()
     hashes = {path: store.sha256_file(path) for path in wheels}
     reporter.stage("inspect", f"{len(hashes)} wheel{'s' if len(hashes) > 1 else ''}")

@@ -33,10 +33,12 @@ class Removed(Value):
     Args:
         file: its name.
         sha256: of it.
+        record: sha256 of its record.
     """
 
     file: File
     sha256: Sha256
+    record: Sha256
 
 
 class Statement(Document):
@@ -131,7 +133,11 @@ def made(
         url=settings.url,
         projects=tuple(sorted({record.project for record in listed})),
         wheels=listed,
-        removed=tuple(Removed(file=one.file, sha256=one.sha256) for one in every if one.state != "listed"),
+        removed=tuple(
+            Removed(file=one.file, sha256=one.sha256, record=store.sha256_bytes(documents.dumps(one)))
+            for one in every
+            if one.state != "listed"
+        ),
     )
     return Signed(statement, files)
 

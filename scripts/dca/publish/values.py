@@ -12,9 +12,9 @@ from collections.abc import Callable
 from re import Pattern
 from typing import Annotated, ClassVar, Literal
 
-from packaging.utils import parse_wheel_filename
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from dca.catalogue.variants import Variant, wheel_name
 from dca.foundation.documents import Document, Value
 from dca.publish import layout
 
@@ -137,6 +137,7 @@ class Record(Document):
         tags: tags of the wheel.
         evidence: files of evidence.
         state: `listed`; `leaving`: removed, its files may still exist; `gone`: its files are deleted.
+        variant: which variant of its version it is; None, and not written, for a plain wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.published/1"
@@ -158,11 +159,14 @@ class Record(Document):
     yanked: Text | None = None
     links_to: FolderUrl = ""
     state: State = "listed"
+    variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
     @model_validator(mode="after")
     def _check_name(self) -> Record:
         # An invalid name is a ValueError.
-        project, version, _, tags = parse_wheel_filename(self.file)
+        project, version, _, tags, label = wheel_name(self.file)
+        if label != (self.variant.label if self.variant else ""):
+            raise ValueError(f"variant is not the one that the name {self.file} says")
         named = {"project": str(project), "version": str(version), "tags": tuple(sorted(map(str, tags)))}
         own = {"project": self.project, "version": self.version, "tags": tuple(sorted(set(self.tags)))}
         for key, value in named.items():
@@ -181,7 +185,9 @@ class Record(Document):
 
     @property
     def view(self) -> str:
-        """The folder of its CUDA version, such as "cu124"; empty if that is unknown."""
+        """The folder of its CUDA version, such as "cu124"; empty if that is unknown. Variants have one for all."""
+        if self.variant:
+            return layout.VARIANTS
         return f"cu{self.cuda.replace('.', '')}" if self.cuda else ""
 
 

@@ -47,6 +47,7 @@ _CLAIMS = (
     "torch",
     "recipe",
     "bytes",
+    "variant",
 )
 _UNSIGNED = "whoever can write to the index can hide wheels, undo yanks and add projects; `dca index sign` signs it"
 
@@ -210,6 +211,7 @@ def _verify(
         state, words = _unsigned_state(source, problems), RECORDS
     problems = [*source.problems(state.pages, words), *problems]
     listed = [record for record in state.records if record.state == "listed"]
+    problems += pages.conflicts(listed)
     problems += [one for path, sha256 in state.pages.items() for one in _page(source, path, sha256, words)]
     reporter.stage("verify", f"{len(state.pages)} pages")
     problems += _as_clients(source, state.pages, words)
@@ -293,6 +295,15 @@ def _signed_state(source: Source, signed: Signed, findings: list[Finding], probl
         try:
             content = source.read(path)
             if parse_record(record.file, content) != record or content != documents.dumps(record):
+                problems.append(f"{path} is not the record that was signed.")
+        except FileNotFoundError:
+            continue
+        except DcaError as error:
+            problems.append(f"{error.what} {error.why}".strip())
+    for removed in signed.statement.removed:
+        path = layout.record(removed.file)
+        try:
+            if store.sha256_bytes(source.read(path)) != removed.record:
                 problems.append(f"{path} is not the record that was signed.")
         except FileNotFoundError:
             continue
@@ -404,7 +415,7 @@ def _absent(state: _State, required: set[str]) -> set[str]:
     names = projects | required | locked | {"torch", "pip", "setuptools", "wheel"}
     cuda = {f"cu{version.line.replace('.', '')}" for version in load_versions().versions}
     wanted = {f"{view}/{name}/" for view in views for name in names}
-    wanted |= {f"{view}/{name}/" for view in cuda - views for name in projects}
+    wanted |= {f"{view}/{name}/" for view in {*cuda, layout.VARIANTS} - views for name in projects}
     return wanted - {path.removesuffix(layout.HTML) for path in state.pages}
 
 

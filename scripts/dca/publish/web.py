@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,13 +79,9 @@ class Served:
     def names(self) -> list[str]:
         """File names of the wheels on its pages."""
         try:
-            projects = json.loads(self.read(f"{layout.ALL}/{layout.JSON}"))["projects"]
-            names = []
-            for project in projects:
-                if not layout.PROJECT.fullmatch(project["name"]):
-                    raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - see below
-                page = json.loads(self.read(f"{layout.ALL}/{project['name']}/{layout.JSON}"))
-                names += [str(file["filename"]) for file in page["files"]]
+            names = self._names(layout.ALL)
+            with contextlib.suppress(FileNotFoundError):
+                names += [name for name in self._names(layout.VARIANTS) if not layout.VARIANTS_FILE.fullmatch(name)]
         except FileNotFoundError:
             raise DcaError(
                 "DCA-904",
@@ -106,6 +103,20 @@ class Served:
                 remedy="do not install from it.",
             )
         return sorted(names)
+
+    def _names(self, view: str) -> list[str]:
+        """The names of the files on a view's pages.
+
+        Raises:
+            FileNotFoundError: there is no such page; ValueError, KeyError and TypeError for a damaged one.
+        """
+        names = []
+        for project in json.loads(self.read(f"{view}/{layout.JSON}"))["projects"]:
+            if not layout.PROJECT.fullmatch(project["name"]):
+                raise ValueError(f"{project['name']!r} is not the name of a project")
+            page = json.loads(self.read(f"{view}/{project['name']}/{layout.JSON}"))
+            names += [str(file["filename"]) for file in page["files"]]
+        return names
 
     def read(self, path: str) -> bytes:
         """A file's content."""

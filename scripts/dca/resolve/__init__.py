@@ -13,7 +13,7 @@ from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
-from dca.resolve import drivers, ways
+from dca.resolve import drivers, plugin, ways
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
@@ -22,6 +22,7 @@ from dca.resolve.jobs import Jobs, choose_jobs, heaviest
 from dca.resolve.modules import choose_modules, machine_code
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
+from dca.resolve.variant import choose_variant
 
 __all__ = ["World", "resolve"]
 
@@ -38,6 +39,9 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
     outcome = _first(request, world)
     if isinstance(outcome, Plan):
         return outcome
+    if request.recipe is not None and all(loaded.recipe.is_plugin for loaded in _named(request, world)):
+        # The one reason says which options to leave out.
+        return Cannot(passed_over=tuple(outcome), nearest=request.recipe, ways=())
     nearest, found = ways.find(request, world, _first)
     names = [over.name for over in outcome]
     fewest = min(outcome, key=lambda over: len(over.reasons)).name
@@ -48,26 +52,51 @@ def _first(request: Request, world: World) -> Plan | list[PassedOver]:
     """The plan of the first recipe by priority that can be built, or every recipe with the reasons against it."""
     passed: list[PassedOver] = []
     chosen: Plan | None = None
-    for loaded in sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)):
+    for loaded in _named(request, world):
         name = loaded.recipe.name
-        if request.recipe is not None and name != request.recipe:
+        if request.recipe is None and loaded.recipe.is_plugin:
             continue
         if chosen is not None:
             text = f"{chosen.recipe} has priority and can be built."
             passed.append(PassedOver(name=name, reasons=(Reason(code="DCA-300", text=text),)))
             continue
-        drafted = _plan(request, loaded, world)
+        drafted = plugin.plan(request, loaded) if loaded.recipe.is_plugin else _plan(request, loaded, world)
         if isinstance(drafted, Plan):
             chosen = drafted
         else:
             passed.append(PassedOver(name=name, reasons=tuple(drafted)))
     if chosen is None:
         return passed
+    passed += _plugins(request, world)
     why = "requested with --recipe." if request.recipe else "the first by priority that can be built on this machine."
     recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
     return chosen.model_copy(
         update={"choices": (recipe, *chosen.choices), "passed_over": (*chosen.passed_over, *passed)}
     )
+
+
+def _named(request: Request, world: World) -> list[Loaded]:
+    """The recipes that a request allows, by priority."""
+    order = sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name))
+    return [loaded for loaded in order if request.recipe in (None, loaded.recipe.name)]
+
+
+def _plugins(request: Request, world: World) -> list[PassedOver]:
+    """The plugins that a request did not name: they are another engine's, which nobody should get unasked."""
+    unasked = [loaded.recipe for loaded in _named(request, world) if loaded.recipe.is_plugin and not request.recipe]
+    return [
+        PassedOver(
+            name=recipe.name,
+            reasons=(
+                Reason(
+                    code="DCA-300",
+                    text=f"it is a plugin for {recipe.engine.requirement if recipe.engine else ''}, and only built if "
+                    f"it is named: --recipe {recipe.name}.",
+                ),
+            ),
+        )
+        for recipe in unasked
+    ]
 
 
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
@@ -111,7 +140,13 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     compiles = compiler.toolkit if any(module.origin == "compiled" for module in modules) else None
     cache = choose_cache(candidate, compiles.version, draft) if compiles else None
     version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
-    draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
+    if request.variants:
+        draft.choose("version", version, "base version and patch revision, which all variants share.")
+    else:
+        draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
+    variant = choose_variant(candidate, target, modules, compiler.line, needs, draft) if request.variants else None
+    if draft.reasons:
+        return draft.reasons
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python adds a reason otherwise
     return Plan(
@@ -149,6 +184,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         lock_digest=candidate.loaded.lock_digest,
         build_lock_digest=candidate.loaded.build_lock_digest,
         dirty=world.dirty,
+        variant=variant,
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
@@ -364,7 +400,11 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
-    local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
+    local = [f"dca{candidate.loaded.series_revision}"]
+    if request.variants:
+        # Installers compare versions first: what tells variants apart is in their labels.
+        return _local_version(candidate, local, followed)
+    local.append("cu" + cuda.replace(".", ""))
     if candidate.copies_all:
         local.append("prebuilt")
         # The modules have code for more archs than the plan is for.
@@ -378,11 +418,13 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         local += ["whole"] if request.prebuilt_whole and any(module.origin == "copied" for module in modules) else []
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
-    # Nor may one from other sources than the recipe's.
-    local += ["git" + commit[:8] for commit in followed]
-    if candidate.world.dirty:
-        local.append("dirty")
-    return f"{recipe.base_version}+{'.'.join(local)}"
+    return _local_version(candidate, local, followed)
+
+
+def _local_version(candidate: Candidate, local: list[str], followed: list[str]) -> str:
+    """The base version with a local version; one from other sources than the recipe's says so."""
+    parts = [*local, *("git" + commit[:8] for commit in followed), *(["dirty"] if candidate.world.dirty else [])]
+    return f"{candidate.recipe.base_version}+{'.'.join(parts)}"
 
 
 def _command(candidate: Candidate, target: Target) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dca.catalogue.plan import PlannedSource, Reach, Reason, Request
-from dca.catalogue.recipes import GitSource, Recipe, SdistSource
+from dca.catalogue.recipes import FolderSource, GitSource, Recipe, SdistSource
 from dca.resolve.draft import Draft, Sources
 
 
@@ -11,6 +11,7 @@ def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], re
     """Where the recipe's own source and the companions of its groups come from, and why one is not available."""
     planned: dict[str, PlannedSource] = {}
     missing: dict[str, str] = {}
+    assert not isinstance(recipe.source, FolderSource)  # noqa: S101 - a plugin is planned without sources
     own = find_source("source", recipe.source, reach)
     if isinstance(own, PlannedSource):
         planned["source"] = own

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from dca.catalogue.machine import Compiler, Machine
 from dca.catalogue.plan import PassedOver, Plan, Reach, Reachability, Request
+from dca.catalogue.recipes import compiling
 from dca.catalogue.toolkits import FoundToolkit
 from dca.resolve.draft import World
 
@@ -185,7 +186,7 @@ def _installed(world: World) -> Iterator[_Change]:
     yield _Change(machine={"compilers": (*compilers, *machine.compilers)})
     if machine.python and not machine.python.headers:
         yield _Change(machine={"python": machine.python.model_copy(update={"headers": True})})
-    for line in sorted({max(loaded.recipe.cuda.supported, key=Version) for loaded in world.recipes}):
+    for line in sorted({max(loaded.recipe.cuda.supported, key=Version) for loaded in compiling(world.recipes)}):
         kit = FoundToolkit(path="", version=f"{line}.0", origin="--toolkit")
         yield _Change(machine={"toolkits": (*machine.toolkits, kit)})
 

@@ -39,6 +39,9 @@ class Engine(Value):
     structured_output: bool
     """Whether the engine that serves dual chunk attention enforces JSON schemas and named tools."""
 
+    v1: bool = False
+    """Whether its V1 engine serves dual chunk attention, which a plugin adds to it."""
+
     stock: bool = False
     """Whether it is vLLM as it is published, of no recipe of this project."""
 
@@ -51,6 +54,8 @@ class Engine(Value):
         """
         if self.stock:
             return versions.of(self.recipe).v1
+        if self.v1:
+            return True
         # A recipe that turns V1 off for dual chunk attention has V1, and serves every other model with it.
         return not shape.dual_chunk and V1 in self.environment and env.get(V1) != "0"
 
@@ -104,8 +109,10 @@ def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> 
     """
     if name is not None:
         return of(recipes.find(name, known).recipe.name)
-    fitting = (of(loaded.recipe.name) for loaded in known if _serves(shape, loaded))
-    return next(fitting, of(known[0].recipe.name))
+    # Nobody gets a plugin, which is another engine's, without asking for it.
+    compiled = recipes.compiling(known)
+    fitting = (of(loaded.recipe.name) for loaded in compiled if _serves(shape, loaded))
+    return next(fitting, of(compiled[0].recipe.name))
 
 
 def _serves(shape: Shape, loaded: Loaded) -> bool:
@@ -130,11 +137,15 @@ def published(version: str) -> Engine:
 
 def served(shape: Shape, known: tuple[Loaded, ...]) -> bool:
     """Whether a recipe's engine has a model's class, or no engine could be said to."""
-    return not shape.architectures or any(_serves(shape, loaded) for loaded in known)
+    return not shape.architectures or any(_serves(shape, loaded) for loaded in recipes.compiling(known))
 
 
 def why(shape: Shape, known: tuple[Loaded, ...]) -> str:
     """Why `choose` takes an engine for a model if no name is given."""
     classes, dual = " or ".join(shape.architectures), " with dual chunk attention" * shape.dual_chunk
-    has = " that has" if any(_serves(shape, loaded) for loaded in known) else ", although no recipe has"
+    has = (
+        " that has"
+        if any(_serves(shape, loaded) for loaded in recipes.compiling(known))
+        else ", although no recipe has"
+    )
     return f"the first by priority{has} {classes}{dual}. --recipe or --wheel chooses another."

@@ -206,9 +206,10 @@ def _reason_blocks(planned: Outcome, subject: Subject) -> str:
 
 def environment(subject: Subject) -> Iterator[Variable]:
     """The engine's environment variables."""
-    if not subject.shape.dual_chunk:
+    if not subject.published.dual_chunk:
         return
     reasons = {
+        server_rules.RUNNER: "the plugin is proven with the first model runner alone, and refuses the second.",
         server_rules.BACKEND: "turns dual chunk attention on.",
         engines.V1: "only the V0 engine supports dual chunk attention.",
     }

@@ -147,7 +147,12 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
 
 
 def table_bytes(shape: Shape) -> float:
-    """Rotary tables, complete on every rank: (rows + 4 chunks)*d*2 with dual chunk attention, rows*d*2 without."""
+    """Rotary tables, complete on every rank: (rows + 4 chunks)*d*2 with dual chunk attention, rows*d*2 without.
+
+    A plugin has one of float32 with a row for each position of a chunk: (chunk_size + 1)*d*4.
+    """
+    if shape.merged:
+        return (shape.chunk_size + 1) * shape.head_dim * SINGLE
     return (shape.rows + 4 * shape.chunk) * shape.head_dim * HALF
 
 
@@ -275,7 +280,78 @@ def logits_bytes(shape: Shape, sequences: int, each: float = LOGIT) -> float:
     return sequences * shape.vocabulary * each
 
 
-def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, each: float = LOGIT) -> float:
+MERGED = 8
+"""What a plugin for dual chunk attention holds more in a step, in tensors of queries with 16 bits.
+
+These are rotated queries, the results of three calls, and two float32 copies while queries are rotated. The engine's
+profile run measures them all.
+"""
+
+
+GROUPED = 2**30
+"""Bytes up to which a plugin attends several key heads of a sparse prompt together."""
+SCORED = 16_384
+"""Keys whose scores a plugin has at a time."""
+WEIGHED = 4096
+"""Queries whose results a plugin merges at a time."""
+
+
+class Selected(Value):
+    """What a plugin holds for the key heads that it attends sparsely together, in bytes; the profile run measures it.
+
+    K is the longest request, n the query heads that share these key heads, S the queries of a step in one chunk.
+
+    Args:
+        gathered: keys and values of the prompt so far, 2*K*kv*d*2.
+        scores: scores of the last 64 queries against a block of keys, three times, these keys in 32 bits, and what is
+            collected of each key: n*(3*68*(SCORED + 64)*4 + K*32) + 2*SCORED*kv*d*4.
+        lists: blocks and columns of one kind of chunks, and the sorted lines: n*(S/64*(vertical + slash + 2)*4 +
+            (vertical + slash)*32).
+        outputs: rotated queries, three results, and the merge: S*(n*d*(2*2 + 12) + d*8) + min(S, WEIGHED)*n*d*16.
+    """
+
+    gathered: float = 0.0
+    scores: float = 0.0
+    lists: float = 0.0
+    outputs: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The most at a time: scores are gone when lists are made."""
+        return self.gathered + max(self.scores, self.lists + self.outputs)
+
+
+def selected(shape: Shape, layout: Layout, tokens: int, longest: int) -> Selected:
+    """What a plugin holds for sparse attention: of as many key heads as `GROUPED` allows, and of one at least.
+
+    Args:
+        shape: the model.
+        layout: how it is distributed.
+        tokens: maximum tokens of a step.
+        longest: tokens of the longest request.
+    """
+    if not shape.merged or not shape.vertical:
+        return Selected()
+    every, dim = kv_heads(shape, layout), shape.head_dim
+    share, step = int(shape.heads / layout.tp) // every, min(tokens, shape.chunk, longest)
+    lines, scored = shape.vertical + shape.slash, min(SCORED, longest)
+
+    def group(kv: int) -> Selected:
+        heads = kv * share
+        return Selected(
+            gathered=2 * longest * kv * dim * HALF,
+            scores=heads * (3 * (ROWS + 4) * (scored + ROWS) * SINGLE + longest * 32) + 2 * scored * kv * dim * SINGLE,
+            lists=heads * (math.ceil(step / ROWS) * (lines + 2) * INDEX + lines * 32),
+            outputs=step * (heads * dim * (2 * HALF + 12) + dim * 8) + min(step, WEIGHED) * heads * dim * 16,
+        )
+
+    fit = [one for kv in range(1, every + 1) if (one := group(kv)).total <= GROUPED]
+    return fit[-1] if fit else group(1)
+
+
+def step_bytes(
+    shape: Shape, layout: Layout, tokens: int, sequences: int = 1, each: float = LOGIT, longest: int = 0
+) -> float:
     """The peak of one step without keys of earlier steps: what vLLM's profile run measures.
 
     Args:
@@ -284,10 +360,12 @@ def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, ea
         tokens: tokens of the step, at most max_num_batched_tokens.
         sequences: concurrent sequences, at most max_num_seqs.
         each: bytes of one logit with its copies.
+        longest: tokens of the longest request, for which a plugin reserves the buffers of sparse attention.
     """
     # Dual chunk attention has five tensors of queries instead of one, all alive during the computation.
-    queries = (5 if shape.dual_chunk else 1) + 2
-    attention = projection_bytes(shape, layout, tokens) + queries * query_bytes(shape, layout, tokens)
+    query = query_bytes(shape, layout, tokens)
+    own = max(MERGED * shape.merged * query, selected(shape, layout, tokens, longest).total)
+    attention = projection_bytes(shape, layout, tokens) + ((5 if shape.dual_chunk else 1) + 2) * query + own
     inside = max(mlp_bytes(shape, layout, tokens), attention)
     # Logits are computed from the last hidden states, when the layers' own are free again.
     logits = logits_bytes(shape, min(sequences, tokens), each) + hidden_bytes(shape, tokens) / 2

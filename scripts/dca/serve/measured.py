@@ -336,7 +336,10 @@ def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comp
     """
     layout = settings.layout
     weights = (gpu_memory.weight_bytes(shape, layout) + gpu_memory.table_bytes(shape)) / GIB
-    step = gpu_memory.step_bytes(shape, layout, settings.batched, settings.sequences, settings.logit_bytes) / GIB
+    step = gpu_memory.step_bytes(
+        shape, layout, settings.batched, settings.sequences, settings.logit_bytes, settings.length
+    )
+    step /= GIB
     graphs = settings.graphs / GIB
     left = settings.utilization * gpus.memory_gib - outcome.started_bytes(shape, settings) / GIB
     left -= graphs * settings.graphs_counted

@@ -188,7 +188,9 @@ def pages(shape: Shape, settings: Settings) -> Pages:
 def started_bytes(shape: Shape, settings: Settings) -> float:
     """Weights, rotary tables, memory outside of torch and the peak of the profile run."""
     layout = settings.layout
-    step = gpu_memory.step_bytes(shape, layout, settings.batched, settings.sequences, settings.logit_bytes)
+    step = gpu_memory.step_bytes(
+        shape, layout, settings.batched, settings.sequences, settings.logit_bytes, settings.length
+    )
     outside = settings.outside_gib * GIB
     return gpu_memory.weight_bytes(shape, layout) + gpu_memory.table_bytes(shape) + outside + step
 
@@ -215,7 +217,7 @@ def amounts(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> dict[s
     """
     layout = settings.layout
     tokens, each = min(settings.batched, max(prompt, 1)), settings.logit_bytes
-    step = gpu_memory.step_bytes(shape, layout, tokens, settings.sequences, each)
+    step = gpu_memory.step_bytes(shape, layout, tokens, settings.sequences, each, settings.length)
     peak = max(step, gpu_memory.layer_bytes(shape, layout, settings.batched, prompt))
     return {
         "weights": gpu_memory.weight_bytes(shape, layout),

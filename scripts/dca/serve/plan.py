@@ -213,8 +213,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card requires."
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
-    if shape.dual_chunk and not shape.sparse:
-        yield "without a sparse table attention runs dense, 3 to 7 times slower at a million tokens."
+    yield from _dense_notes(shape)
     if len(gpus.names) > 1:
         yield "the GPUs differ: the plan gives all of them the memory of the smallest."
     if not gpus.archs:
@@ -256,6 +255,13 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
         f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
+
+
+def _dense_notes(shape: Shape) -> Iterator[str]:
+    if shape.merged:
+        yield "no GPU has run the plugin: check its answers before you rely on them (dca serve check)."
+    if (shape.merged or shape.dual_chunk) and not shape.vertical:
+        yield "without a sparse table attention runs dense, 3 to 7 times slower at a million tokens."
 
 
 def _enforces(shape: Shape, recipe: str) -> bool:
@@ -344,7 +350,10 @@ def subject_of(
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
         engine = engines.published(version)
     v1 = engine.is_v1(shape, env or {}) if asked.v1_told is None else asked.v1_told
-    asked = replace(asked, v1=v1, stock=engine.stock, version=version or loaded.recipe.base_version)
+    released = loaded.recipe.engine.version if loaded.recipe.engine else loaded.recipe.base_version
+    asked = replace(asked, v1=v1, stock=engine.stock, version=version or released)
+    if engine.v1 and shape.dual_chunk:
+        shape = shape.model_copy(update={"dual_chunk": False, "merged": True})
     settings = Settings(length=1, batched=1)
     subject = Subject(
         shape=shape,

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from dca import config as configs
 from dca import doctor, smoke
 from dca.catalogue import recipes
@@ -53,7 +55,7 @@ def _looked(subject: Subject, python: Path | None, cache: Store) -> doctor.Subje
         cache=cache.root,
         python=python,
         model=folder,
-        dual_chunk=subject.shape.dual_chunk,
+        dual_chunk=subject.published.dual_chunk,
         dtype=subject.dtype,
         env={**os.environ, **subject.env},
     )
@@ -79,7 +81,8 @@ def check(
     if "doctor" not in skipped:
         reporter.stage("doctor", "this machine, its environment and the model")
         # The plan has already checked the memory, for the length that was asked for.
-        entries = doctor.chosen("serve", (), ("network", "model.memory", "model.config", "model.table"))
+        left_out = ("network", "model.memory", "model.config", "model.table")
+        entries = doctor.chosen("serve", (), left_out, plugin=subject.recipe.recipe.is_plugin)
         report = doctor.examine(_looked(subject, python, cache), entries)
         if report.wrong:
             raise DcaError(
@@ -98,13 +101,17 @@ def check(
                 why="\n".join(finding.what for finding in errors),
                 remedy=errors[0].remedy,
             )
-    if "smoke" not in skipped and subject.shape.dual_chunk:
+    if "smoke" not in skipped and subject.published.dual_chunk:
         _smoke(subject, python, cache, reporter, wheels)
 
 
 def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, wheels: Sequence[Path]) -> None:
-    wheel = subject.wheel_file or _wheel(python, wheels)
-    level: smoke.Level = "gpu" if subject.gpus.local else "cpu"
+    recipe = subject.recipe.recipe
+    wheel = subject.wheel_file or _wheel(python, wheels, recipe.package)
+    level: smoke.Level | None = "gpu" if subject.gpus.local else "cpu"
+    if recipe.is_plugin:
+        # The highest that a plugin has.
+        level = None
     request = smoke.Request(
         wheel=wheel,
         level=level,
@@ -131,11 +138,18 @@ def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, whe
         )
 
 
-def _wheel(python: Path, wheels: Sequence[Path]) -> Path:
-    """The wheel to prove: the newest of the version that the environment has."""
-    installed = sorted(python.parent.parent.glob("lib/python3*/site-packages/vllm-*.dist-info"))
+def _wheel(python: Path, wheels: Sequence[Path], package: str) -> Path:
+    """The wheel to prove: the newest of the version that the environment has.
+
+    Args:
+        python: of the environment.
+        wheels: to choose from.
+        package: the wheel's project.
+    """
+    name = canonicalize_name(package).replace("-", "_")
+    installed = sorted(python.parent.parent.glob(f"lib/python3*/site-packages/{name}-*.dist-info"))
     version = installed[0].name.split("-")[1].removesuffix(".dist") if installed else ""
-    fitting = [path for path in wheels if version and path.name.startswith(f"vllm-{version}-")]
+    fitting = [path for path in wheels if version and path.name.startswith(f"{name}-{version}-")]
     if not fitting:
         raise DcaError(
             "DCA-204",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dca import config as configs
 from dca.catalogue.model_needs import Model
-from dca.catalogue.recipes import PLUGINS, Loaded
+from dca.catalogue.recipes import PLUGINS, Loaded, compiling
 from dca.config import models
 from dca.config.config_rules import Finding, can_share
 from dca.doctor.values import order
@@ -28,6 +28,10 @@ FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
 DROPPED = (0, 11)
 """The first version of vLLM without dual chunk attention."""
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+"""Selects between two model runners of today's V1 engine."""
+OLDEST_PLUGIN = "8.0"
+"""The oldest compute capability of the kernels that a plugin calls."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
@@ -315,15 +319,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
                 f"nobody has run the kernels of {recipe.name} on a GPU of compute capability {arch} yet.",
                 "prove them on the GPU first: dca smoke WHEEL --level gpu.",
             )
-    sparse = subject.recipe.recipe.sparse_head_dims
-    if subject.shape.sparse and sparse and subject.shape.head_dim not in sparse:
-        yield _error(
-            "DCA-153",
-            f"the sparse kernels of {subject.recipe.recipe.name} are for head dimension "
-            f"{' and '.join(map(str, sparse))}, not {subject.shape.head_dim}: the first prompt past the sparse "
-            "threshold would stop the engine.",
-            "set sparse_attention_enabled to false in dual_chunk_attention_config of config.json.",
-        )
+    yield from _sparse_heads(subject)
     if subject.dtype not in KERNEL_DTYPES:
         yield _error(
             "DCA-153",
@@ -365,25 +361,87 @@ def refused(subject: Subject) -> Iterator[Finding]:
             "omit --cuda-graphs.",
         )
     if asked.block_size % gpu_memory.BLOCK or shape.chunk % asked.block_size:
+        yield _error("DCA-154", *_undivided(asked.block_size, shape.chunk))
+
+
+def _sparse_heads(subject: Subject) -> Iterator[Finding]:
+    recipe, shape = subject.recipe.recipe, subject.shape
+    if shape.vertical and recipe.sparse_head_dims and shape.head_dim not in recipe.sparse_head_dims:
+        yield _error(
+            "DCA-153",
+            f"the sparse kernels of {recipe.name} are for head dimension "
+            f"{' and '.join(map(str, recipe.sparse_head_dims))}, not {shape.head_dim}: the first prompt past the "
+            "sparse threshold would stop the engine.",
+            "set sparse_attention_enabled to false in dual_chunk_attention_config of config.json.",
+        )
+
+
+def plugin(subject: Subject) -> Iterator[Finding]:
+    """DCA-153, 154 and 155: what a plugin for dual chunk attention refuses, or where it would not be there."""
+    shape, asked = subject.shape, subject.asked
+    if not shape.merged:
+        return
+    yield from _sparse_heads(subject)
+    for arch in subject.gpus.archs:
+        if order(arch) < order(OLDEST_PLUGIN):
+            yield _error(
+                "DCA-153",
+                f"the kernels that the plugin calls support compute capability {OLDEST_PLUGIN} and later, not {arch}.",
+                "use another GPU.",
+            )
+    if subject.dtype not in KERNEL_DTYPES:
+        yield _error(
+            "DCA-153",
+            f"the plugin supports bfloat16 and float16, not {subject.dtype}.",
+            "use --dtype bfloat16.",
+        )
+    if asked.kv_cache_dtype != "auto":
         yield _error(
             "DCA-154",
-            f"--block-size {asked.block_size}: must be a multiple of {gpu_memory.BLOCK}, and divide a chunk of "
-            f"{shape.chunk:,} tokens.",
+            f"--kv-cache-dtype {asked.kv_cache_dtype}: the plugin was not proven with a quantized KV cache.",
             "omit it.",
+        )
+    if asked.block_size % gpu_memory.BLOCK or shape.chunk % asked.block_size:
+        yield _error("DCA-154", *_undivided(asked.block_size, shape.chunk))
+    if asked.dcp > 1:
+        yield _error(
+            "DCA-154",
+            f"--decode-context-parallel-size {asked.dcp}: the blocks of a request then lie on several ranks, and the "
+            "plugin could not shift its block table.",
+            "omit it.",
+        )
+    yield from _wrong_values(subject)
+    yield from _plugins_left_out(subject, _error, "the engine then has no dual chunk attention.")
+
+
+def _undivided(block: int, chunk: int) -> tuple[str, str]:
+    what = f"--block-size {block}: must be a multiple of {gpu_memory.BLOCK}, and divide a chunk of {chunk:,} tokens."
+    return what, "omit it."
+
+
+def _wrong_values(subject: Subject) -> Iterator[Finding]:
+    for name, required in subject.engine.environment.items():
+        if (value := subject.env.get(name)) not in (None, required):
+            yield _error(
+                "DCA-155",
+                f"{name}={value} is set in this shell, but dual chunk attention requires {required}.",
+                f"export {name}={required}",
+            )
+
+
+def _plugins_left_out(subject: Subject, finding: Callable[[str, str, str], Finding], harm: str) -> Iterator[Finding]:
+    if plugins := subject.recipe.recipe.patches.not_loaded(subject.env):
+        yield finding(
+            "DCA-155",
+            f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: {harm}",
+            f"export {PLUGINS}={','.join(filter(None, (subject.env[PLUGINS], *plugins)))}",
         )
 
 
 def variables(subject: Subject) -> Iterator[Finding]:
     """DCA-155: environment variables that select another backend or engine, or lift the limit on the length."""
     if subject.shape.dual_chunk:
-        for name, required in subject.engine.environment.items():
-            value = subject.env.get(name)
-            if value is not None and value != required:
-                yield _error(
-                    "DCA-155",
-                    f"{name}={value} is set in this shell, but dual chunk attention requires {required}.",
-                    f"export {name}={required}",
-                )
+        yield from _wrong_values(subject)
         if V1 not in subject.engine.environment and subject.env.get(V1, "0") not in ("", "0"):
             yield _error(
                 "DCA-155",
@@ -396,13 +454,8 @@ def variables(subject: Subject) -> Iterator[Finding]:
                 f"{LONGER} is set in this shell: a position past the rotary table is a device-side assert on the GPU.",
                 f"unset {LONGER}",
             )
-        if plugins := subject.recipe.recipe.patches.not_loaded(subject.env):
-            yield _warning(
-                "DCA-155",
-                f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: the "
-                "wheel's guards, which refuse wrong settings, are then not loaded.",
-                f"export {PLUGINS}={','.join(filter(None, (subject.env[PLUGINS], *plugins)))}",
-            )
+        harm = "the wheel's guards, which refuse wrong settings, are then not loaded."
+        yield from _plugins_left_out(subject, _warning, harm)
     elif subject.env.get(BACKEND) in subject.engine.environment.values():
         yield _error(
             "DCA-155",
@@ -418,7 +471,7 @@ def length(subject: Subject) -> Iterator[Finding]:
     if tokens <= most:
         return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
-    if shape.dual_chunk:
+    if shape.dual_chunk or shape.merged:
         yield _error(
             "DCA-127",
             f"{what}; a position past the table is a device-side assert on the GPU, whatever {LONGER} says.",
@@ -496,7 +549,7 @@ def classes(subject: Subject) -> Iterator[Finding]:
             f"{'.'.join(map(str, DROPPED))}.",
             "omit --engine-version, or use dca config drop-dca DIR --out DIR2.",
         )
-    elif subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):
+    elif (subject.shape.dual_chunk or subject.shape.merged) and not set(subject.shape.architectures) & set(supported):
         named = ", ".join(subject.shape.architectures) or "a model without `architectures`"
         yield _error(
             "DCA-158",
@@ -541,6 +594,7 @@ def _unbuilt(subject: Subject) -> Iterator[Finding]:
     method, recipe = subject.shape.quantized.method, subject.recipe.recipe
     if (
         not subject.asked.stock
+        and not recipe.is_plugin
         and method
         and not any(method in group.serves.quantizations for group in recipe.groups.values())
     ):
@@ -571,7 +625,7 @@ def builds(subject: Subject, method: str) -> tuple[str, ...]:
     shape, mine = subject.shape, subject.recipe.recipe.name
     commands: list[str] = []
     whole: list[str] = []
-    recipes = [loaded.recipe for loaded in subject.known]
+    recipes = [loaded.recipe for loaded in compiling(subject.known)]
     for recipe in sorted(recipes, key=lambda recipe: (recipe.name != mine, recipe.priority)):
         classes = serving.of(recipe.name).architectures if shape.dual_chunk else recipe.lean.architectures
         if set(classes) & set(shape.architectures):
@@ -641,6 +695,7 @@ RULES: tuple[Rule, ...] = (
     abilities,
     kernels,
     refused,
+    plugin,
     variables,
     length,
     lists,

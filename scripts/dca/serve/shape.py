@@ -108,7 +108,8 @@ class Shape(Value):
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
         local_size: local_size of dual chunk attention, in tokens.
-        dual_chunk: whether dual chunk attention is on.
+        dual_chunk: whether dual chunk attention is on, in an engine that has it itself.
+        merged: whether a plugin computes it, in calls of the engine's own attention whose results are merged.
         vertical: largest number of columns in the sparse table; 0 without one.
         slash: largest number of diagonals in the sparse table; 0 without one.
         assumed: whether the table is not known, and `vertical` and `slash` are those of the largest known table.
@@ -145,6 +146,7 @@ class Shape(Value):
     chunk_size: int = 0
     local_size: int = 0
     dual_chunk: bool = False
+    merged: bool = False
     vertical: int = 0
     slash: int = 0
     assumed: bool = False

@@ -65,6 +65,12 @@ NOT_BY_ENGINE = (
     "sparse attention that leaves lines out: --level cpu and kernels prove it, a layer at a time.",
     "several GPUs, and the HTTP server.",
 )
+# The levels that a plugin has; one that runs it in a real engine belongs here, and in `_run`.
+OF_PLUGIN: tuple[Level, ...] = ("static",)
+NOT_BY_PLUGIN = (
+    "the results of dual chunk attention: no level runs a plugin in an engine yet.",
+    "that the modules of the plugin can be imported: none of its code was run.",
+)
 NOT_OF_KERNELS = "dual chunk attention as a whole: the wheel has bare kernels, without the engine's Python."
 
 
@@ -176,6 +182,9 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     inspected = inspection.inspect(request.wheel, asked=request.archs or None)
     about = subject.identify(request.wheel, inspected, known)
     left_out = static.left_out(inspected, about.recipe)
+    if about.recipe.is_plugin:
+        _check_plugin(request)
+        request = replace(request, level="static")
     task = _task(request, about, left_out=bool(left_out))
     run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
     cases = static.check(inspected, about.recipe)
@@ -203,7 +212,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         partial=bool(request.cases)
         or not all(case.tested for case in findings.cases)
         or (request.first and not all(case.passed for case in findings.cases)),
-        not_proven=_not_proven(task, findings, bare=_bare(inspected)),
+        not_proven=NOT_BY_PLUGIN if about.recipe.is_plugin else _not_proven(task, findings, bare=_bare(inspected)),
         left_out=left_out,
         stood_in=tuple(findings.stood_in),
         seconds=round(time.monotonic() - started, 2),
@@ -212,6 +221,21 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     if not request.overlays:
         _keep(report, run, more_archs=bool(request.archs))
     return report
+
+
+def _check_plugin(request: Request) -> None:
+    """Reject what a plugin does not have: levels that run kernels of the wheel's own, and GPU archs.
+
+    Raises:
+        DcaError: DCA-802.
+    """
+    if request.level not in (None, *OF_PLUGIN) or request.archs or request.overlays or request.record:
+        raise DcaError(
+            "DCA-802",
+            f"{request.wheel.name} is a plugin: its level is {' or '.join(OF_PLUGIN)}.",
+            why="the other levels run kernels of the wheel's own, and a plugin has none.",
+            remedy="run it without --arch, --overlay and --record, and with --level static.",
+        )
 
 
 def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:

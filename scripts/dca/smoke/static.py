@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from dca import inspection
-from dca.catalogue.recipes import KERNELS, Recipe
+from dca.catalogue.recipes import KERNELS, PLUGINS_GROUP, Recipe
 from dca.compile import ops
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
 from dca.smoke.values import CaseResult
@@ -18,7 +18,7 @@ ARCHS = "archs"
 
 def check(inspected: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
     """The static cases of an inspected wheel."""
-    return tuple(_cases(inspected, recipe))
+    return tuple((_plugin if recipe.is_plugin else _cases)(inspected, recipe))
 
 
 def left_out(inspected: Inspection, recipe: Recipe) -> tuple[str, ...]:
@@ -64,6 +64,25 @@ def _cases(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
     yield _case(ARCHS, _archs(inspected), inspection.unreached(inspected), archs)
     if own and recipe.official_wheel and recipe.official_wheel.schemas:
         yield _schemas(inspected, recipe.official_wheel.schemas)
+
+
+def _plugin(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
+    """The cases of a plugin's wheel; RECORD and tags are part of the first."""
+    yield _case("files", "its files and tags match its own metadata", list(inspected.problems))
+    compiled = [f"{module.path} is compiled code" for module in inspected.modules if not module.is_text]
+    compiled += [f"its tag is {tag}" for tag in inspected.tags if not tag.startswith("py3-none-any")]
+    yield _case("pure", "it has no compiled code, so that it runs wherever its engine does", compiled)
+    wanted = recipe.engine.requirement if recipe.engine else ""
+    wrong = [] if inspected.engine == wanted else [f"it requires {inspected.engine or 'no engine'}, not {wanted}"]
+    yield _case("engine", f"it requires exactly {wanted}", wrong)
+    points = recipe.patches.entry_points.get(PLUGINS_GROUP, {})
+    wrong = [
+        f"{name} is {inspected.plugins.get(name, 'missing')}"
+        for name in points
+        if inspected.plugins.get(name) != points[name]
+    ]
+    wrong += [f"{name} was not planned" for name in inspected.plugins if name not in points]
+    yield _case("entry-point", f"the engine loads it: {', '.join(points.values())}", wrong)
 
 
 def _archs(inspected: Inspection) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name
 
 from dca.catalogue import machine, mirrors, recipes
-from dca.catalogue.recipes import KERNELS_PACKAGE, Recipe, SdistSource, SmokeFiles
+from dca.catalogue.recipes import KERNELS_PACKAGE, FolderSource, Recipe, SdistSource, SmokeFiles
+from dca.catalogue.variants import wheel_name
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -30,13 +31,17 @@ class Subject:
         wheel: the file.
         inspected: the inspection of the wheel.
         recipe: of the wheel.
-        files: paths of the parts of dual chunk attention, from the recipe.
     """
 
     wheel: Path
     inspected: Inspection
     recipe: Recipe
-    files: SmokeFiles
+
+    @property
+    def files(self) -> SmokeFiles:
+        """Paths of the parts of dual chunk attention in a wheel of the engine, from the recipe."""
+        assert self.recipe.smoke is not None  # noqa: S101 - `candidates` leaves such recipes out
+        return self.recipe.smoke
 
     @property
     def profile(self) -> str:
@@ -64,18 +69,21 @@ def candidates(wheel: Path, known: tuple[recipes.Loaded, ...]) -> tuple[Recipe, 
         DcaError: DCA-802 when there is none, DCA-701 when it is not the name of a wheel.
     """
     try:
-        name, version, _, _ = parse_wheel_filename(wheel.name)
+        name, version, *_ = wheel_name(wheel.name)
     except InvalidWheelFilename as error:
         raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="name a .whl file.") from None
-    provable = [loaded.recipe for loaded in known if loaded.recipe.smoke]
+    provable = [loaded.recipe for loaded in known if loaded.recipe.smoke or loaded.recipe.is_plugin]
     packages = {recipe.name: {recipe.package, *([KERNELS_PACKAGE] if recipe.kernels else [])} for recipe in provable}
     found = tuple(
         recipe
         for recipe in provable
-        if version.public == recipe.base_version and name in map(canonicalize_name, packages[recipe.name])
+        if (str(version) == recipe.plugin_version if recipe.is_plugin else version.public == recipe.base_version)
+        and name in map(canonicalize_name, packages[recipe.name])
     )
     if not found:
-        versions = ", ".join(sorted({f"{recipe.package} {recipe.base_version}" for recipe in provable}))
+        versions = ", ".join(
+            sorted({f"{recipe.package} {recipe.plugin_version or recipe.base_version}" for recipe in provable})
+        )
         raise DcaError(
             "DCA-802",
             f"{wheel.name} cannot be proven: no recipe builds {name} {version.public}.",
@@ -94,8 +102,8 @@ def identify(wheel: Path, inspected: Inspection, known: tuple[recipes.Loaded, ..
     found = candidates(wheel, known)
     recorded = inspected.recorded.recipe if inspected.recorded else found[0].name
     for recipe in found:
-        if recipe.name == recorded and recipe.smoke:
-            return Subject(wheel, inspected, recipe, recipe.smoke)
+        if recipe.name == recorded:
+            return Subject(wheel, inspected, recipe)
     raise DcaError(
         "DCA-802",
         f"{wheel.name} cannot be proven: it was built from the recipe {recorded}, which is not known here.",
@@ -159,6 +167,7 @@ def kernel_source(
     record = subject.inspected.recorded
     recorded = record.sources.get(f"source/{name}", "") if record else ""
     source, target = subject.recipe.source, folder / "source"
+    assert not isinstance(source, FolderSource)  # noqa: S101 - a plugin has no kernel
     kept = _kept(subject.recipe, name, run.cache)
     if local is None and kept is not None:
         path = kept

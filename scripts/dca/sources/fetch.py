@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
 from dca.catalogue.plan import Plan, PlannedSource
-from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
-from dca.foundation import archives, documents, store
+from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource, not_source
+from dca.foundation import archives, data, documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter, downloading
@@ -145,7 +145,9 @@ def _fetch(
     name, _, inner = source.name.partition("/")
     target = part / name / inner if inner else part / name
     places, place, head = where[source.name], source.places[0], ""
-    if source.pin.startswith("tree:"):
+    if source.origin == "tool":
+        _copy_folder(data.source_folder(place), target, source)
+    elif source.pin.startswith("tree:"):
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
         assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
@@ -225,9 +227,3 @@ def _fetch_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, 
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place, target)
         target.chmod(0o644)
-
-
-def not_source(relative: str) -> bool:
-    """Whether a path is left out when a local folder is used as a source: git's data and Python's caches."""
-    name = relative.rsplit("/", 1)[-1]
-    return name in {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"} or name.endswith(".pyc")

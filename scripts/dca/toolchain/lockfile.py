@@ -31,7 +31,8 @@ class LockedSource(Value):
         branch: that the commit is on.
         head: the commit that this branch was at when the source was fetched; empty when unknown.
         tree: hash of the files that the build uses.
-        place: where it came from; "local" for the user's own clone or file.
+        place: where it came from; "local" for the user's own clone or file, a path below `build/` for what travels with
+            this tool.
     """
 
     name: str
@@ -129,7 +130,7 @@ def lock(plan: Plan, recipe: Recipe, tree: Tree, toolkits: tuple[ToolkitSource, 
         members=tree.members,
         patches={patch.name: patch.sha256 for patch in tree.patches},
         toolkit=_toolkit(plan, toolkits),
-        packages=packages(data.build_lock(plan.recipe, plan.profile), plan.python),
+        packages=packages(data.build_lock(plan.recipe, plan.profile), plan.python) if plan.python else (),
     )
 
 

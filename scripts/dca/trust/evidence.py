@@ -17,7 +17,8 @@ from dca.wheelfile import provenance, sbom
 
 # The names of the documents in an evidence folder.
 SBOM, PROVENANCE, INSPECTION, SMOKE = "sbom.cdx.json", "provenance.json", "inspection.json", "smoke.json"
-DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
+LOCK = "run-lock.txt"
+DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE, LOCK)
 # The signature schemes. Each has two envelopes: one contains the provenance alone, as other programs expect it, and one
 # the hashes of all documents.
 SCHEMES = ("dsse", "sigstore")

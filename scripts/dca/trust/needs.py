@@ -9,7 +9,18 @@ from dca.foundation.errors import DcaError
 from dca.smoke.values import INCLUDED, LEVELS, Level
 from dca.trust.verify import Finding, Verification
 
-OF_WHEELS = ("archive", "record", "sbom", "provenance", "inspection", "smoke", "evidence", "signature", "rebuild")
+OF_WHEELS = (
+    "archive",
+    "record",
+    "sbom",
+    "provenance",
+    "inspection",
+    "smoke",
+    "lock",
+    "evidence",
+    "signature",
+    "rebuild",
+)
 OF_INDEXES = ("index", "age")
 _SMOKE = "smoke"
 

@@ -61,12 +61,13 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             cuda=asked["cuda"],
             prebuilt=tuple(asked["prebuilt"]),
             prebuilt_whole=asked.get("prebuiltWhole", False),
+            variants=asked.get("variants", False),
             source=local.source,
             companions=local.companions,
             # What others compiled proves nothing.
             compiler_cache="off",
-            # The wheel is not for this machine.
-            driver=str(toolkits.load_versions().drivers.releases[-1].driver),
+            # The wheel is not for this machine; a plugin is for none.
+            driver=str(toolkits.load_versions().drivers.releases[-1].driver) if asked["archs"] else None,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(

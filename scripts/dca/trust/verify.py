@@ -18,7 +18,7 @@ from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, metadata
 from dca.smoke import Smoke
 from dca.smoke.values import Level
-from dca.trust import evidence, keyless, signing
+from dca.trust import evidence, keyless, runlock, signing
 from dca.wheelfile import provenance
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Finding(Value):
     """The result of one check.
 
     Args:
-        check: archive, record, sbom, provenance, inspection, smoke, evidence, signature or rebuild; of an index, index
-            or age.
+        check: archive, record, sbom, provenance, inspection, smoke, lock, evidence, signature or rebuild; of an index,
+            index or age.
         says: what is proven, claimed, wrong, or not proven.
         status: the result; "claimed" is what a document says that nobody whose signature was checked vouches for.
     """
@@ -125,9 +125,13 @@ def verify_inspected(
         (evidence.PROVENANCE, lambda: _provenance(files[evidence.PROVENANCE], inspected, record)),
         (evidence.INSPECTION, lambda: _inspection(files[evidence.INSPECTION], inspected)),
         (evidence.SMOKE, lambda: _smoke(files[evidence.SMOKE], inspected)),
+        (evidence.LOCK, lambda: _lock(files[evidence.LOCK], wheel)),
     )
     for name, check in checks:
-        findings.append(_finding(name, check) if name in files else _absent(name))
+        if name in files:
+            findings.append(_finding(name, check))
+        elif name in ABSENT:
+            findings.append(_absent(name))
     signers, signed = _signatures(files, inspected, trusted, vouched)
     vouches = any(one.check == "signature" and one.status == "proven" for one in signed)
     if not vouches or any(one.status == "wrong" for one in signed):
@@ -179,9 +183,10 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 def _title(name: str) -> str:
     """The name of the check of a document or envelope."""
-    return name.split(".")[0].split("-")[0]
+    return "lock" if name == evidence.LOCK else name.split(".")[0].split("-")[0]
 
 
+# A wheel of another tool has no lock, which proves nothing about it.
 ABSENT = {
     evidence.SBOM: "what it was built from (there is no bill of materials).",
     evidence.PROVENANCE: "how it was built (there is no provenance).",
@@ -220,12 +225,15 @@ def _recorded(inspected: Inspection, record: Json) -> Finding:
             return Finding(check="record", status="wrong", says="its dca.json is damaged.")
         says = "what it was built from (it has no readable dca.json)."
         return Finding(check="record", status="not proven", says=says)
+    compiled = [module for module in inspected.modules if not module.is_text]
     if absent := sorted(set(inspected.recorded.hashes) - {module.path for module in inspected.modules}):
         return Finding(check="record", status="wrong", says=f"its dca.json names {', '.join(absent)}, which it lacks.")
     return Finding(
         check="record",
         status="proven",
-        says=f"its {len(inspected.modules)} modules match its dca.json, of plan {inspected.recorded.plan}.",
+        says=f"its {len(compiled)} modules match its dca.json, of plan {inspected.recorded.plan}."
+        if compiled
+        else f"it has no compiled modules, as its dca.json says, of plan {inspected.recorded.plan}.",
     )
 
 
@@ -334,6 +342,13 @@ def _inspection(content: bytes, inspected: Inspection) -> str:
     by = f", symbols checked against torch {earlier.checked_with_torch}" if earlier.checked_with_torch else ""
     plan = f", compared with plan {earlier.planned}" if earlier.planned else ""
     return f"its inspection found no problems{plan}{by}."
+
+
+def _lock(content: bytes, wheel: Path) -> str:
+    try:
+        return f"its lock pins {runlock.check(content, runlock.read_wheel(wheel))}, which meet its requirements."
+    except runlock.BadLockError as error:
+        raise _WrongError(f"it {error}") from None
 
 
 def _smoke(content: bytes, inspected: Inspection) -> str:

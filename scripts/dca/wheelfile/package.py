@@ -15,9 +15,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from dca import __version__
+from dca.catalogue import variants
 from dca.catalogue.machine import find_uv
 from dca.catalogue.plan import Plan
-from dca.catalogue.recipes import KERNELS, Recipe
+from dca.catalogue.recipes import KERNELS, PLUGIN, Recipe, not_source
 from dca.compile.compiling import Build
 from dca.compile.job import Job
 from dca.foundation import data, documents, environment, runner, store
@@ -31,6 +32,8 @@ from dca.wheelfile.platform_tag import platform_tag
 
 # Built against the limited API of Python 3.8, as upstream's own wheels are.
 PYTHON_TAG = "cp38-abi3"
+# A plugin without compiled modules.
+PURE_TAG = "py3-none-any"
 SETUP_SECONDS = 900.0
 _COMPRESSION = 6
 
@@ -44,11 +47,17 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
     plan, recipe = job.plan, job.recipe
     run.reporter.stage("package", f"{recipe.package} {plan.version}")
     with store.scratch(run.cache.open().root) as scratch:
-        bare = plan.profile == KERNELS
-        files = _bare_files(plan, recipe) if bare else _files(_pure_wheel(job, scratch, run), job)
-        tag = f"{PYTHON_TAG}-{platform_tag(Path(module.file) for module in build.modules)}"
+        if plan.profile == PLUGIN:
+            files = _plugin_files(job)
+        elif plan.profile == KERNELS:
+            files = _bare_files(plan, recipe)
+        else:
+            files = _files(_pure_wheel(job, scratch, run), job)
+        modules = [Path(module.file) for module in build.modules]
+        tag = f"{PYTHON_TAG}-{platform_tag(modules)}" if modules else PURE_TAG
         files |= _own_files(job, build, tag)
-        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}.whl"
+        label = f"-{plan.variant.label}" if plan.variant else ""
+        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}{label}.whl"
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
         with store.incoming(target) as part:
@@ -166,6 +175,7 @@ def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
             if not top.endswith(".dist-info"):
                 files[name] = wheel.read(name)
             elif rest == "METADATA":
+                assert recipe.requirements is not None  # noqa: S101 - only a plugin has none
                 requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
                 files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
             elif rest not in ("RECORD", "WHEEL"):
@@ -193,15 +203,50 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
     }
 
 
+def _plugin_files(job: Job) -> dict[str, bytes | Path]:
+    """A plugin's package, with the PTX of its kernels, and metadata that require exactly its engine.
+
+    Raises:
+        DcaError: DCA-703 if its source has no such package.
+    """
+    plan, recipe = job.plan, job.recipe
+    name, root = canonicalize_name(recipe.package).replace("-", "_"), job.tree.path("source")
+    files: dict[str, bytes | Path] = {
+        f"{name}/{relative}": path
+        for relative, path in store.walk(root / name, skip=not_source)
+        if path.suffix in (".py", ".ptx") or path.name == "py.typed"
+    }
+    if f"{name}/__init__.py" not in files:
+        raise DcaError(
+            "DCA-703", f"the source of {recipe.name} has no package `{name}`.", remedy="correct the recipe's `package`."
+        )
+    info = _info(plan, recipe)
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {canonicalize_name(recipe.package)}",
+        f"Version: {plan.version}",
+        f"Summary: {plan.title}",
+        "License: Apache-2.0",
+        f"Requires-Python: {recipe.python}",
+        f"Requires-Dist: {plan.engine}",
+    ]
+    files[f"{info}/METADATA"] = ("\n".join(lines) + "\n").encode()
+    files[f"{info}/entry_points.txt"] = entry_points("", recipe.patches.entry_points)
+    return files
+
+
 def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
     """The files that this tool adds to every wheel: the modules and their description."""
     info = _info(job.plan, job.recipe)
     files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
     files[f"{info}/WHEEL"] = (
-        f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {tag}\n\n".encode()
-    )
+        f"Wheel-Version: 1.0\nGenerator: dca {__version__}\n"
+        f"Root-Is-Purelib: {str(tag == PURE_TAG).lower()}\nTag: {tag}\n\n"
+    ).encode()
     files[f"{info}/dca.json"] = documents.canonical(record_of_contents(job.plan, job.tree, build))
     files[f"{info}/{sbom.FILE}"] = sbom.sbom(job, build)
+    if job.plan.variant:
+        files[f"{info}/{variants.FILE}"] = variants.written([job.plan.variant])
     return files
 
 
@@ -213,6 +258,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "plan": plan.key,
         "recipe": plan.recipe,
         "version": plan.version,
+        **({"engine": plan.engine} if plan.engine else {}),
         "profile": plan.profile,
         "groups": list(plan.groups),
         "archs": list(plan.archs),

@@ -16,7 +16,7 @@ from typing import Any
 from dca import __version__
 from dca.catalogue import kept_ptx
 from dca.catalogue.plan import Plan
-from dca.catalogue.recipes import GitSource, Lean, Recipe, SdistSource, Submodule
+from dca.catalogue.recipes import FolderSource, GitSource, Lean, Recipe, SdistSource, Submodule
 from dca.catalogue.toolkits import ToolkitSource
 from dca.compile.compiling import Build
 from dca.compile.job import Job
@@ -73,6 +73,7 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                     "cuda": plan.cuda_asked or plan.cuda,
                     "prebuilt": list(plan.prebuilt),
                     "prebuiltWhole": plan.prebuilt_whole,
+                    **({"variants": True} if plan.variant else {}),
                 },
                 "internalParameters": {
                     "plan": plan.key,
@@ -148,7 +149,8 @@ def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -
     """All inputs of the build, each with its digest or URI."""
     plan, recipe, tree = job.plan, job.recipe, job.tree
     yield {"name": "recipe", "digest": {"sha256": plan.recipe_digest}}
-    yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}
+    if plan.build_lock_digest:
+        yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}
     yield {"name": "run lock", "digest": {"sha256": plan.lock_digest}}
     for source in tree.sources:
         described: Json = {"name": source.name, "annotations": {"tree": source.tree}}
@@ -177,10 +179,12 @@ def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -
                 "digest": {"sha256": fix.sha256},
                 "annotations": {"status": fix.status},
             }
-    yield {"name": "torch", "uri": f"pkg:pypi/torch@{build.torch.replace('+', '%2B')}"}
+    if build.torch:
+        yield {"name": "torch", "uri": f"pkg:pypi/torch@{build.torch.replace('+', '%2B')}"}
 
 
-def _place(origin: SdistSource | GitSource | Submodule) -> Json:
+def _place(origin: SdistSource | GitSource | FolderSource | Submodule) -> Json:
+    assert not isinstance(origin, FolderSource)  # noqa: S101 - its pin is the hash of a tree
     if isinstance(origin, SdistSource):
         return {"uri": f"pkg:pypi/{origin.package}@{origin.version}", "digest": {"sha256": origin.sha256}}
     return {"uri": f"git+{origin.urls[0]}@{origin.commit}", "digest": {"gitCommit": origin.commit}}

@@ -15,9 +15,10 @@ from packaging.utils import canonicalize_name
 
 from dca import __version__
 from dca.catalogue.plan import Plan
-from dca.catalogue.recipes import Recipe, SdistSource
+from dca.catalogue.recipes import PLUGIN, FolderSource, Recipe, SdistSource, not_source
 from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import Job
+from dca.foundation import store
 from dca.sources.fetch import Applied, FetchedSource, Tree
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def sbom(job: Job, build: Build) -> bytes:
     makers, fixes, device_tools = list(_makers(plan, build)), list(_fixes(build)), list(_device_tools(build))
     official = _official(recipe) if plan.copied else None
     modules = {module.path: _file(module.path, module.sha256, _origin(module)) for module in build.modules}
+    modules |= _texts(job)
+    engine = _engine(recipe)
     every = [
+        *([engine] if engine else []),
         *sources.values(),
         *patches.values(),
         *makers,
@@ -77,7 +81,8 @@ def sbom(job: Job, build: Build) -> bytes:
     ]
     for component in every:
         bom.components.add(component)
-    bom.register_dependency(wheel, [*modules.values(), sources["source"]] if "source" in sources else modules.values())
+    parts = [*modules.values(), *([sources["source"]] if "source" in sources else []), *([engine] if engine else [])]
+    bom.register_dependency(wheel, parts)
     for module in build.modules:
         origins = [*sources.values(), *makers] if module.origin == "compiled" else [official] if official else []
         bom.register_dependency(
@@ -170,9 +175,10 @@ def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
     ref = f"source:{fetched.name}"
     facts = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
     if fetched.pin.startswith("tree:"):
-        # A folder with local changes has no public address.
+        # Neither a folder with local changes nor a plugin's own has a public address.
         return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=facts)
     origin = recipe.origin(fetched.name)
+    assert not isinstance(origin, FolderSource)  # noqa: S101 - its pin is the hash of a tree
     if isinstance(origin, SdistSource):
         return _component(
             ref,
@@ -201,6 +207,8 @@ def _patch(patch: Applied, recipe: Recipe) -> Component:
 
 def _makers(plan: Plan, build: Build) -> Iterator[Component]:
     """The compilers of the modules, and the torch they were compiled against."""
+    if not plan.torch:
+        return
     yield _component("torch", _Package("torch", plan.torch, "pkg:pypi/torch"), properties={"cuda": plan.torch_cuda})
     if plan.toolkit:
         yield _component(
@@ -210,6 +218,24 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
             properties={"provider": plan.toolkit.name},
         )
         yield _component("host-compiler", _Package("gcc", build.host_compiler, "pkg:generic/gcc"), program=True)
+
+
+def _engine(recipe: Recipe) -> Component | None:
+    """The released engine that a plugin requires; it is not part of the wheel."""
+    if recipe.engine is None:
+        return None
+    name, version = canonicalize_name(recipe.engine.package), recipe.engine.version
+    return _component("engine", _Package(name, version, f"pkg:pypi/{name}"), properties={"engine": "required"})
+
+
+def _texts(job: Job) -> dict[str, Component]:
+    """The PTX of a plugin, which its source has as it is, by path in the wheel."""
+    if job.plan.profile != PLUGIN:
+        return {}
+    name = canonicalize_name(job.recipe.package).replace("-", "_")
+    found = store.walk(job.tree.path("source") / name, skip=not_source)
+    texts = {f"{name}/{relative}": path for relative, path in found if path.suffix == ".ptx"}
+    return {place: _file(place, store.sha256_file(path), {"origin": "source"}) for place, path in texts.items()}
 
 
 def _origin(module: BuiltModule) -> dict[str, str]:

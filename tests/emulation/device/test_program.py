@@ -42,6 +42,7 @@ def emulate(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFa
     return run
 
 
+@pytest.mark.long
 def test_a_kernel_of_machine_code_alone_ends_the_program_with_its_name(
     dca: RunDca, cache: store.Store, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ int main() { std::printf("%d %d\\n", NAME(), other()); }
 """
 
 
+@pytest.mark.long
 def test_each_source_launches_its_own_kernel_of_a_name(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     objects: list[Path] = []
     for name, defined in (("first", ("-DMAIN", "-DNUMBER=1")), ("other", ("-DNUMBER=2",))):
@@ -100,6 +102,7 @@ int main(int, char **words) {
 """
 
 
+@pytest.mark.long
 def test_only_what_is_known_of_a_kernels_fault_is_let_pass(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     (tmp_path / "known.cu").write_text(KNOWN)
     program, findings = tmp_path / "known", tmp_path / "findings"

@@ -145,6 +145,7 @@ def test_a_fault_of_each_kind_can_be_put_into_the_small_kernel() -> None:
             assert fault.apply(SMALL) != SMALL
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_faults_of_the_small_kernel_are_found(faulty_cache: Store, chance: random.Random) -> None:
     # Each is a compile.

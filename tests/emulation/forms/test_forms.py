@@ -91,6 +91,7 @@ def check(forms: Sequence[str], emulated: Store, chance: random.Random) -> None:
     assert not lines, "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_every_form_has_a_test() -> None:
     draw = random.Random(0)
     missing = [form for form in sorted(FORMS.keys() - ENDS) if not is_tested(form, draw)]
@@ -101,6 +102,7 @@ def test_every_form_that_is_used_is_translated() -> None:
     assert not set(USED) - FORMS.keys()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_some_forms_that_are_used_compute_what_they_should(emulated: Store, chance: random.Random) -> None:
     # `make prove` tries all.
@@ -229,6 +231,7 @@ def refusal(form: str, other: str) -> DcaError:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "other"), NEIGHBOURS)
 def test_a_form_that_is_not_known_is_refused_by_name(form: str, other: str) -> None:
     assert form in FORMS

@@ -100,6 +100,7 @@ def test_a_text_without_its_other_kernels_is_ptx() -> None:
         assert parser.function(module, name).body
 
 
+@pytest.mark.slow
 def test_fat_binaries_of_a_module_are_taken_apart(tmp_path: Path) -> None:
     one, other = (fatbins.container(fatbins.entry(fatbins.PTX, arch)) for arch in (80, 90))
     module = fat_modules.build(tmp_path, (one, other))

@@ -24,6 +24,7 @@ def whole(real: Real, check: Check, seen: dict[str, Done], monkeypatch: pytest.M
     return seen["whole"]
 
 
+@pytest.mark.long
 def test_a_server_that_nobody_here_wrote_is_asked_for_everything(whole: Done, real: Real) -> None:
     probes = {probe["name"]: probe for probe in whole.told["probes"]}
     assert [name for name, one in probes.items() if one["status"] == "passed"] == [

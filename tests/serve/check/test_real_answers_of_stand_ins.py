@@ -216,7 +216,8 @@ def test_fields_and_flags_follow_the_servers_version(version: str, field: str, w
 
 def test_each_recipe_says_whether_it_enforces_schemas() -> None:
     kept = {one.recipe: one.structured_output for one in engines.load_all()}
-    assert kept == {"qwen-fork": True, "vllm-0.9.2": True, "vllm-0.10.1.1": False, "vllm-0.10.2": False}
+    ignored = {"vllm-0.10.1.1", "vllm-0.10.2"}
+    assert {recipe for recipe, keeps in kept.items() if not keeps} == ignored
 
 
 @pytest.mark.slow

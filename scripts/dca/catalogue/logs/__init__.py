@@ -10,13 +10,23 @@ from io import BytesIO
 from typing import BinaryIO, ClassVar
 
 from dca.catalogue.failures import UNKNOWN, Catalogue, Known, Line, load
-from dca.catalogue.logs import forms, judgement
+from dca.catalogue.logs import forms, judgement, times
 from dca.catalogue.logs.forms import BLOCK
 from dca.catalogue.logs.judgement import Outcome
 from dca.catalogue.logs.search import Scan
 from dca.foundation.documents import Document
 
-__all__ = ["BLOCK", "Explanation", "Explanations", "Follower", "Reading", "Watch", "explain", "explain_lines"]
+__all__ = [
+    "BLOCK",
+    "Explanation",
+    "Explanations",
+    "Follower",
+    "Reading",
+    "Watch",
+    "explain",
+    "explain_lines",
+    "in_order",
+]
 
 WATCHED = 60
 """Lines before an alarming one that are searched for its cause while a log is written."""
@@ -75,13 +85,32 @@ class Explanations(Document):
 
     Args:
         folder: its path.
-        logs: failures first.
+        logs: failures first; each kind in the order in which things happened.
     """
 
     SCHEMA: ClassVar[str] = "dca.explanations/1"
 
     folder: str
     logs: tuple[Explanation, ...]
+
+
+def in_order(explained: Iterable[tuple[Explanation, float]]) -> tuple[Explanation, ...]:
+    """Several logs: those that failed first, the earliest failure first; then unreadable, unclear and good ones.
+
+    Args:
+        explained: each with the seconds since 1970 at which its file was last written. They count if the line of its
+            failure, and those above, have no time.
+    """
+    return tuple(one for one, _ in sorted(explained, key=lambda pair: _place(*pair)))
+
+
+def _place(explanation: Explanation, written: float) -> tuple[int, bool, float, str]:
+    rank = ("failed", "unreadable", "unclear", "well").index(explanation.outcome)
+    first = explanation.found[0] if explanation.outcome == "failed" else None
+    when = times.seconds(first.time, written) if first and first.time else None
+    # What is only a consequence has its cause in another log.
+    follows = first is not None and first.kind == "consequence"
+    return rank, follows, written if when is None else when, explanation.log
 
 
 @dataclass

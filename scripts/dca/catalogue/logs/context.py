@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
-from dca.catalogue.logs import lines
+from dca.catalogue.failures import LINES_AROUND
+from dca.catalogue.logs import lines, times
 from dca.catalogue.logs.lines import Line
 
 NEIGHBOURS = 2
 """Lines to keep above and below a message."""
 _REACH = 1 << 15
 """Bytes around a line that are read."""
+_KEPT = 1200
+"""Bytes of a neighbour that are kept."""
 _LONGEST = 80
 """Most lines of one message, or of one traceback, that are read as one."""
+_FRAMED = 6
+"""Lines above an exception in which a traceback names a file."""
 _FRAME = re.compile(r"\s*(?:File \"|[\^~]+\s*$|\[Previous line)")
 _MESSAGE = re.compile(r"CMake (?:Error|Warning|Deprecation Warning)\b|\u00d7 No solution")
-_BRANCH = re.compile(r"^\s*[├╰]─▶")
-_LOGGED = re.compile(r"\bINFO\b")
+_BRANCH = re.compile(r"^\s*(?:[├╰]─▶|cause: )")
+_LOGGED = re.compile(rb"\bINFO\b")
 _SHUTDOWN = re.compile(
     r"[Ss]hut(?:ting|s)? ?down|Finished server|Waiting for|waiting for|[Ss]topp(?:ing|ed)|[Tt]erminat|[Ee]xit"
 )
 _ONWARD = 3
 """Lines that a process logs after an error when it has not ended."""
 _MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a line.
+
+    Args:
+        lines: the line and its neighbours, by number.
+        time: when it was written, by itself or by a line above; empty if neither says so.
+    """
+
+    lines: tuple[tuple[int, bytes], ...] = ()
+    time: str = ""
+
+
+NOTHING = Around()
 
 
 @dataclass
@@ -44,22 +66,31 @@ class Context:
     start: int
     end: int
     line: Line
-    translations: Mapping[str, str]
+    translations: lines.Translations
 
-    @cached_property
-    def _above(self) -> list[str]:
+    def _above(self) -> Iterator[str]:
         """The lines above, the nearest first."""
-        text = self.buffer[max(0, self.start - _REACH) : max(0, self.start - 1)]
-        return text.decode("utf-8", "replace").split("\n")[::-1] if self.start else []
+        first, end = max(0, self.start - _REACH), self.start - 1
+        for _ in range(LINES_AROUND):
+            if end < first:
+                return
+            begin = self.buffer.rfind(b"\n", first, end) + 1 or first
+            yield self.buffer[begin:end].decode("utf-8", "replace")
+            end = begin - 1
 
-    @cached_property
-    def _below(self) -> list[str]:
-        """The lines below, the nearest first."""
+    def _below(self) -> Iterator[tuple[int, str]]:
+        """The lines below with their numbers, the nearest first."""
+        last = min(len(self.buffer), self.end + 2 * _REACH)
         begin = self.buffer.find(b"\n", self.end, self.end + _REACH) + 1
-        return self.buffer[begin : begin + _REACH].decode("utf-8", "replace").split("\n") if begin else []
+        for number in range(self.line.number + 1, self.line.number + 1 + _LONGEST):
+            if not begin:
+                return
+            end = self.buffer.find(b"\n", begin, last)
+            yield number, self.buffer[begin : end if end >= 0 else last].decode("utf-8", "replace")
+            begin = end + 1
 
     def _parsed_below(self) -> Iterator[Line]:
-        for number, text in enumerate(self._below[:_LONGEST], self.line.number + 1):
+        for number, text in self._below():
             yield lines.parse(number, text, self.translations)
 
     def has(self, words: Sequence[str], within: int) -> bool:
@@ -71,25 +102,37 @@ class Context:
         """
         if any(word in self.line.body or word in self.line.text for word in words):
             return True
-        for text in self._above[:within]:
-            if any(word in text for word in words):
-                process = lines.parse(0, text, {}).process
+        first = max(0, self.start - _REACH)
+        # Most of them are in none of these lines.
+        some = [word for word in words if self.buffer.find(word.encode(), first, self.start) >= 0]
+        for number, text in enumerate(islice(self._above(), within if some else 0), 1):
+            if any(word in text for word in some):
+                process = self._process(number, text)
                 if process == self.line.process or not process or not self.line.process:
                     return True
         return False
 
-    def around(self) -> tuple[tuple[int, str], ...]:
-        """The line and its neighbours, by number."""
-        above = self._above[:NEIGHBOURS][::-1]
-        below = self._below[:NEIGHBOURS]
-        number = self.line.number
+    def _process(self, above: int, text: str) -> str:
+        """The process that wrote a line above this one."""
+        return lines.parse(self.line.number - above, text, self.translations).process
+
+    @cached_property
+    def around(self) -> Around:
+        """The line and its neighbours as they stand, and when it was written."""
+        number, found = self.line.number, [(self.line.number, self.line.text.encode("utf-8", "replace")[:_KEPT])]
+        above, below = self.start, self.end
+        for distance in range(1, NEIGHBOURS + 1):
+            if above > 0:
+                begin = self.buffer.rfind(b"\n", max(0, above - _REACH), above - 1) + 1
+                found.insert(0, (number - distance, self.buffer[max(begin, above - _REACH) : above - 1][:_KEPT]))
+                above = begin
+            if below >= 0 and (below := self.buffer.find(b"\n", below, below + _REACH)) >= 0:
+                end = self.buffer.find(b"\n", below + 1, below + _KEPT)
+                found.append((number + distance, self.buffer[below + 1 : end if end >= 0 else below + _KEPT]))
+                below += 1
         # What follows the last line end is no line.
-        numbered = [
-            *enumerate(above, number - len(above)),
-            (number, self.line.text),
-            *enumerate(below, number + 1),
-        ]
-        return tuple((at, lines.shown(text)) for at, text in numbered if text.strip() or at == number)
+        shown = tuple((at, text) for at, text in found if text.strip() or at == number)
+        return Around(shown, self.line.stamp or times.nearest(self.buffer, self.end))
 
     def joined(self) -> list[tuple[int, Line]]:
         """The lines of a message that its program has wrapped, each with its place in the joined text."""
@@ -118,25 +161,42 @@ class Context:
                 yield place, line
                 place += len(line.body.strip()) + 1
 
+    @cached_property
     def traced(self) -> bool:
         """Whether the line above belongs to a traceback of the same process."""
-        above = next((text for text in self._above[:6] if self._same(text)), "")
-        body = lines.parse(0, above, {}).body
-        return bool(_FRAME.match(body)) or (body.startswith("    ") and self._has_frame())
+        framed = False
+        above: str | None = None
+        for number, text in enumerate(islice(self._above(), _FRAMED), 1):
+            framed = framed or 'File "' in text
+            if above is None and self._process(number, text) == self.line.process:
+                above = lines.parse(self.line.number - number, text, self.translations).body
+            if above is not None and (framed or not above.startswith("    ")):
+                break
+        return above is not None and bool(_FRAME.match(above) or (framed and above.startswith("    ")))
 
-    def _same(self, text: str) -> bool:
-        return lines.parse(0, text, {}).process == self.line.process
-
-    def _has_frame(self) -> bool:
-        return any('File "' in text for text in self._above[:6])
-
+    @cached_property
     def goes_on(self) -> bool:
         """Whether the same process logs what it does further on, other than that it shuts down."""
-        if b"INFO" not in self.buffer[self.end : self.end + _REACH // 4]:
+        if self.buffer.find(b"INFO", self.end, self.end + _REACH // 4) < 0:
             return False
-        informed = (line for line in self._parsed_below() if line.level == lines.INFO and _LOGGED.search(line.text))
-        mine = [line for line in informed if line.process == self.line.process and not _SHUTDOWN.search(line.body)]
-        return len(mine) >= _ONWARD
+        logged, name = 0, self.line.process.rpartition("/")[2].encode()
+        place, number = self.end, self.line.number
+        while (found := self.buffer.find(b"INFO", place, self.end + _REACH)) >= 0:
+            number += self.buffer.count(b"\n", place, found)
+            if number > self.line.number + _LONGEST:
+                return False
+            begin = self.buffer.rfind(b"\n", self.end, found) + 1 or self.end
+            place = self.buffer.find(b"\n", found, found + _REACH)
+            place = place if place >= 0 else len(self.buffer)
+            raw = self.buffer[begin:place]
+            if number == self.line.number or name not in raw or not _LOGGED.search(raw):
+                continue
+            line = lines.parse(number, raw.decode("utf-8", "replace"), self.translations)
+            mine = line.level == lines.INFO and line.process == self.line.process
+            logged += mine and not _SHUTDOWN.search(line.body)
+            if logged >= _ONWARD:
+                return True
+        return False
 
     def traceback(self) -> Line | None:
         """The line that ends the traceback which this line begins: the exception."""

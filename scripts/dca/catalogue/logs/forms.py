@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import IO, BinaryIO, cast
 
 BLOCK = 1 << 20
@@ -21,6 +22,14 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 _MESSAGES = ("log", "message", "MESSAGE", "msg", "textPayload")
 """Keys under which docker, journald and cloud providers write a line's text."""
+_TIMES = ("time", "timestamp", "__REALTIME_TIMESTAMP")
+"""Keys under which they write when; journald in microseconds since 1970."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
+_LEVELS = ("level", "levelname", "severity")
+"""Keys under which loggers and cloud providers write how serious a line is."""
+_SERIOUS = ("WARNING", "ERROR", "CRITICAL", "FATAL")
+_MICROSECONDS = 16
+"""Digits of a time in microseconds, until the year 2286."""
 _CONTROL = bytes({*range(32), 127} - {*b"\t\n\r\f\b\x07\x1b"})
 
 
@@ -184,4 +193,20 @@ def _message(line: bytes) -> bytes | None:
     except ValueError:
         return None
     text = next((read[key] for key in _MESSAGES if isinstance(read.get(key), str)), None)
-    return None if text is None else str(text).rstrip("\r\n").replace("\n", "\r").encode("utf-8", "replace")
+    if text is None:
+        return None
+    when = next((_time(str(read[key])) for key in _TIMES if key in read), "")
+    level = next((str(read[key]).upper() for key in _LEVELS if key in read), "")
+    # As `docker logs --timestamps`, and Python's logging, print it.
+    return (
+        f"{when}{level + ' ' if level in _SERIOUS else ''}{text}".rstrip("\r\n")
+        .replace("\n", "\r")
+        .encode("utf-8", "replace")
+    )
+
+
+def _time(text: str) -> str:
+    """A time as it stands before a line; empty if it is none."""
+    if text.isdigit() and len(text) == _MICROSECONDS:
+        text = datetime.fromtimestamp(int(text) / 1e6, tz=timezone.utc).isoformat()
+    return f"{text} " if _TIME.fullmatch(text) else ""

@@ -8,8 +8,10 @@ from typing import Literal
 
 from dca.catalogue.failures import UNKNOWN, Failure, Known
 from dca.catalogue.failures import Line as Numbered
+from dca.catalogue.logs import times
+from dca.catalogue.logs.grades import aborted, grade_of
 from dca.catalogue.logs.lines import PLAIN, WARNING, shown
-from dca.catalogue.logs.search import Event, Kept, Scan, grade_of
+from dca.catalogue.logs.search import Event, Kept, Scan
 
 Outcome = Literal["failed", "well", "unclear", "unreadable"]
 
@@ -17,12 +19,8 @@ SUSPICIOUS = 6
 """Other lines that look like an error to report with an unknown failure, from each end of the log."""
 NEAR = 60
 """Lines before an unknown failure in which a line that is no error by itself can be its cause."""
-CAUGHT = 5
-"""Lines after an unknown exception without a traceback from which on its program has gone on."""
-PASSED = 20
-"""The same for other lines that only say `error`."""
-KNOWN_CAUGHT = 10
-"""The same for lines of known failures."""
+QUIET = 200
+"""Quiet lines after an error from which on its program has gone on; with fewer, the log may have been cut."""
 BELOW = 6
 """Lines below a line of source in which the exception of its traceback stands."""
 SERIOUS = 4
@@ -91,12 +89,15 @@ class Judge:
     readable: bool = True
     _errors: list[Event] = field(default_factory=list)
     _consequences: list[Event] = field(default_factory=list)
+    _timed: bool = False
 
     def verdict(self) -> Verdict:
         """What is true of the log."""
+        self._timed = self._has_times()
         for kept in self.scan.errors.values():
             for event in kept.events:
-                if self._went_on(event) is None:
+                # Any words occur by chance in what is no text.
+                if self._went_on(event) is None and (self.readable or event.grade != "soft" or event.role != "error"):
                     (self._errors if event.role == "error" else self._consequences).append(event)
         causes, consequences, warnings, overcome = self._known()
         caught = self._all_caught(causes)
@@ -122,12 +123,28 @@ class Judge:
             ended,
         )
 
+    # --- what happened first ---------------------------------------------------------------------------------
+
+    def _has_times(self) -> bool:
+        """Whether the log is one of several containers or jobs, which says of each failure when it was written.
+
+        Such a log often has one container or job after the other, though they ran at the same time.
+        """
+        kept = (*self.scan.failures.values(), *self.scan.errors.values())
+        written = [event.line for some in kept for event in some.events]
+        return len({line.group for line in written}) > 1 and all(line.stamp for line in written)
+
+    def _when(self, event: Event) -> tuple[float, int]:
+        """What failures are ordered by: the time where it is known, then the line."""
+        seconds = times.seconds(event.line.stamp, 0) if self._timed else None
+        return seconds or 0.0, event.line.number
+
     # --- what the program overcame ---------------------------------------------------------------------------
 
     def _went_on(self, event: Event) -> str | None:
         """How the log shows that the program went on after a failure; None if it does not."""
         line = event.line
-        for (role, owner), mark in self.scan.marks.items():
+        for (role, owner, _), mark in self.scan.marks.items():
             if role in ("done", "up") and mark.line.number >= line.number and _together(mark, event):
                 return f"the run went on: line {mark.line.number:,} says “{shown(mark.line.body.strip())[:60]}”"
             if (
@@ -170,12 +187,11 @@ class Judge:
             return True
         if event.traced or event.line.level > PLAIN or not self.readable:
             return False
-        unknown = CAUGHT if grade == "exception" else PASSED
-        return self.scan.lines - event.line.number >= (unknown if event.role == "error" else KNOWN_CAUGHT)
+        return self.scan.lines - event.line.number >= QUIET
 
     def _ended(self) -> Numbered | None:
         """The last line that says that the run ended well, or that a server serves."""
-        marks = [mark for (role, _), mark in self.scan.marks.items() if role in ("done", "up")]
+        marks = [mark for (role, _, _), mark in self.scan.marks.items() if role in ("done", "up")]
         last = max(marks, key=lambda mark: mark.line.number, default=None)
         return Numbered(line=last.line.number, text=shown(last.line.text)) if last else None
 
@@ -206,7 +222,7 @@ class Judge:
             if one.serious == PLAIN and one.event.line.process not in serious and self._ended_after(one.event):
                 one.serious = SERIOUS
         for some in (causes, consequences, warnings):
-            some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, one.line))
+            some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, self._when(one.event)))
         return causes, consequences, warnings, overcome
 
     def _ended_after(self, event: Event) -> bool:
@@ -217,7 +233,7 @@ class Judge:
 
     def _fitting(self) -> dict[str, list[Event]]:
         """Occurrences whose entries hold for the log's tools and versions; of several in a line, the most special."""
-        marks = {owner: mark for (role, owner), mark in self.scan.marks.items() if role == "later"}
+        marks = {owner: mark for (role, owner, _), mark in self.scan.marks.items() if role == "later"}
         special: dict[int, tuple[int, int]] = {}
         fitting: dict[str, list[tuple[tuple[int, int], Event]]] = {}
         for name, kept in self.scan.failures.items():
@@ -244,7 +260,7 @@ class Judge:
     def _candidate(self, name: str, alive: list[Event]) -> _Candidate:
         """The occurrence to report: the first that says it is an error; of an exception, the last of its process."""
         serious = [event for event in alive if _seriousness(event) == SERIOUS]
-        event = (serious or alive)[0]
+        event = min(serious or alive, key=self._when)
         if serious and grade_of(event.line) == "exception":
             event = next(
                 other
@@ -269,13 +285,14 @@ class Judge:
         """The root of the failure of the process that failed first, among lines that no entry knows."""
         roots = [root for process in {event.line.process for event in self._errors} if (root := self._root(process))]
         certain = [root for root in roots if root.grade != "soft"]
-        return min(certain or roots, key=lambda event: event.line.number, default=None)
+        return min(certain or roots, key=self._when, default=None)
 
     def _root(self, process: str) -> Event | None:
         """The line that a process failed with: its first hard error, or else its last exception."""
         mine = [event for event in self._errors if event.line.process == process]
-        if hard := [event for event in mine if event.grade == "hard"]:
-            return hard[0]
+        if hard := next((event for event in mine if event.grade == "hard"), None):
+            said = [event for event in mine if 0 < hard.line.number - event.line.number <= NEAR]
+            return said[0] if said and aborted(hard.line) else hard
         exceptions = [event for event in mine if event.grade == "exception"]
         if not exceptions:
             return mine[0] if mine else None
@@ -307,23 +324,28 @@ class Judge:
             found.insert(0, self._unknown_as(unknown))
         return found
 
-    @staticmethod
-    def _before(unknown: Event, first: _Candidate) -> bool:
+    def _before(self, unknown: Event, first: _Candidate) -> bool:
         """Whether an unknown failure is the cause rather than the first known one."""
         if first.event.role == "code":
             return False
         line = unknown.line
-        if line.number < first.line and unknown.grade == "exception" and unknown.traced:
+        if self._when(unknown) < self._when(first.event) and unknown.grade == "exception" and unknown.traced:
             other = line.process != first.event.line.process
             if other and line.process and first.serious == SERIOUS:
                 return True
+        if (
+            unknown.grade == "hard"
+            and line.number < first.line - NEAR
+            and self._when(unknown) < self._when(first.event)
+        ):
+            return True
         strong = unknown.grade == "hard" or unknown.traced
         return strong and first.serious < SERIOUS and not line.number - NEAR <= first.line
 
     def _why(self, one: _Candidate, first: _Candidate | None) -> str:
         if one is first or first is None:
             where = _of(one.event.line.process)
-            return f"the first failure{where} that the run did not overcome"
+            return f"the first failure{where} that no later line shows to be overcome"
         if one.serious < first.serious:
             return "its line is no error by itself"
         return (
@@ -336,20 +358,20 @@ class Judge:
         reason = "it follows from what is above" if ranked else "a consequence; its cause is not in this log"
         found = [self._report(one, reason) for one in consequences]
         if not ranked and not found and self._consequences:
-            found = [self._unknown_as(min(self._consequences, key=lambda event: event.line.number))]
+            found = [self._unknown_as(min(self._consequences, key=self._when))]
         return found
 
     def _report(self, one: _Candidate, reason: str) -> Known:
         event = one.event
         seen = {"line": event.line.number, "text": shown(event.line.text).strip(), "count": one.count, "reason": reason}
-        around = tuple(Numbered(line=number, text=text) for number, text in event.around)
+        seen |= {"around": _around(event), "time": event.around.time}
         known = self.scan.catalogue.of(event.owner) if event.failure is None else None
         if known is not None:
-            return known.model_copy(update=seen | {"around": around})
+            return known.model_copy(update=seen)
         assert event.failure is not None  # noqa: S101 - codes are known, see _fitting
         title, cause, remedy = event.failure.answer(self.scan.versions, self.scan.tools, event.number)
         named = event.failure.model_dump(include={"id", "kind", "when", "source"})
-        return Known.model_validate(named | seen | {"title": title, "cause": cause, "remedy": remedy, "around": around})
+        return Known.model_validate(named | seen | {"title": title, "cause": cause, "remedy": remedy})
 
     def _unknown_as(self, event: Event) -> Known:
         where = _of(event.line.process)
@@ -362,11 +384,12 @@ class Judge:
             id=UNKNOWN,
             title="a failure that the catalogue does not have",
             cause="",
-            remedy="Read this line and those above it; the lines that follow are consequences.",
+            remedy="Read this line and those above it first; what follows may only be its consequence.",
             line=event.line.number,
             text=shown(event.line.text).strip(),
             count=1,
-            around=tuple(Numbered(line=number, text=text) for number, text in event.around),
+            around=_around(event),
+            time=event.around.time,
             reason=kind[event.grade],
         )
 
@@ -381,6 +404,12 @@ class Judge:
         lines.pop(ranked[0].line, None)
         rest = list(lines.values())
         return tuple(rest if len(rest) <= 2 * SUSPICIOUS else [*rest[:SUSPICIOUS], *rest[-SUSPICIOUS:]])
+
+
+def _around(event: Event) -> tuple[Numbered, ...]:
+    return tuple(
+        Numbered(line=number, text=shown(text.decode("utf-8", "replace"))) for number, text in event.around.lines
+    )
 
 
 def _of(process: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 DEBUG, INFO, WARNING, PLAIN, ERROR = range(5)
 """How serious a line is by its own words; plain says nothing of it."""
@@ -26,14 +27,20 @@ _LEVELS = {
     "F": ERROR,
 }
 _STAMP = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?"
+_CLOCK = r"(?P<stamp>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))"
 _OUTER = (
     # gh run view --log: job, step, time
-    re.compile(rf"(?P<group>[^\t\n]{{1,120}}\t[^\t\n]{{1,120}})\t\ufeff?{_STAMP} "),
-    # Kubernetes' container runtime, then other clocks
-    re.compile(rf"{_STAMP} (?:stdout|stderr) [FP] "),
-    re.compile(rf"\ufeff?{_STAMP} (?=\S)(?!- )"),
-    # BuildKit
+    re.compile(rf"(?P<group>[^\t\n]{{1,120}}\t[^\t\n]{{1,120}})\t\ufeff?{_CLOCK} "),
+    # Kubernetes' container runtime; GitHub Actions, docker, kubectl; then other clocks
+    re.compile(rf"{_CLOCK} (?:stdout|stderr) [FP] "),
+    re.compile(rf"\ufeff?{_CLOCK} (?!- )"),
+    re.compile(rf"\ufeff?{_STAMP} (?![-|] )"),
+    # BuildKit, and what it repeats of a step that failed
     re.compile(r"(?P<group>#\d+) (?:\d+\.\d+ )?(?!\d)"),
+    re.compile(
+        r"\d{1,5}\.\d{1,3} (?= {2}|Traceback |(?:\w+\.)*\w+(?:Error|Exception)\b"
+        r"|[Ee]rror|ERROR|FAILED|CMake |Killed$|fatal|nvcc )"
+    ),
     # docker compose, kubectl logs --prefix, journald
     re.compile(r"(?P<group>[A-Za-z][\w.-]{0,80}) +\| ?"),
     re.compile(r"\[(?P<group>(?:pod/)?[\w.-]+/[\w.-]+)\] "),
@@ -41,7 +48,7 @@ _OUTER = (
 )
 _INNER = (
     # vLLM, Ray
-    re.compile(r"\((?P<name>[A-Za-z][\w .:=-]*?pid=\d+)(?:, ip=[\w.:]+)?\) ?"),
+    re.compile(r"\((?P<name>[A-Za-z][\w .,:=-]*?pid=\d+)(?:, ip=[\w.:]+)?\) ?"),
     # torchrun, torch's tracebacks
     re.compile(r"\[(?P<name>(?:rank|default|Rank )\d+)\]:? ?"),
 )
@@ -50,18 +57,27 @@ _LOGGERS = (
     re.compile(
         rf"\[?{_STAMP}\]? ?(?:- [\w.]+ - |\[|- )?(?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b\]?[ :-]*"
     ),
+    re.compile(rf"{_STAMP} \| (?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL) +\| (?:[\w.:-]+ \| ?)?"),
     re.compile(r"\[?(?P<level>[IWEF])\d{3,4} \d\d:\d\d:\d\d\.\d+ [^\]\n]{1,120}\] ?"),
     re.compile(r"##\[(?P<level>error|warning|notice|debug|group|command)\]"),
     re.compile(r"(?P<level>INFO|WARNING|ERROR|CRITICAL): {2,8}"),
 )
+_PREFIXED = re.compile(r"[\d\[(#\ufeffA-Z]|[^\t\n]{1,120}\t|[a-z][\w.-]{0,80} +\|")
+"""How a line begins that any of these patterns can match; most lines of builds begin in another way."""
 _BOX = re.compile(r"^\s*(?:[\u2500-\u257f][\u2500-\u257f\u25b6>]*|[|+])(?: |$)")
 """The frames of pip's and uv's messages, and of Python's exception groups."""
-QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019`", "'") | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"'))
+_PID = re.compile(r"pid=(\d+)")
+QUOTES = str.maketrans(
+    dict.fromkeys("\u2018\u2019`", "'") | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"') | {"\uff1a": ": "}
+)
+"""Plain quotes, and for the wide colon of Chinese messages a colon and a space."""
 _WARNS = re.compile(
     r"^\S*\bwarning\b ?(?:#[\w-]+)?:|^.{0,200}?: (?:\w*Warning|warning(?: #[\w-]+)?):"
-    r"|^(?:WARNING|WARN|Warning|CMake (?:Deprecation )?Warning)\b",
+    r"|^(?:WARNING|WARN|Warning(?! {2,}[A-Z])|CMake (?:Deprecation )?Warning)\b",
     re.DOTALL,
 )
+_IDEOGRAPHS = 0x2E80
+"""The first character of scripts without spaces between words."""
 _QUOTED = re.compile(r"^ *(?:\d+ )? *\| ")
 """Source that a compiler quotes."""
 _NOTES = re.compile(r"^(?:[^\s:]+:)*\d*:? ?(?:note|remark|info):", re.IGNORECASE)
@@ -78,6 +94,7 @@ class Line:
         level: how serious it says it is.
         body: the text without all of that, with plain quotes.
         text: the text as it stands.
+        stamp: when it was written, by its container or CI; empty if neither says so.
     """
 
     number: int
@@ -86,6 +103,7 @@ class Line:
     level: int
     body: str
     text: str
+    stamp: str = ""
 
     @property
     def indent(self) -> int:
@@ -93,35 +111,70 @@ class Line:
         return len(self.body) - len(self.body.lstrip(" "))
 
 
-def normal(text: str, translations: Mapping[str, str]) -> str:
-    """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
-    plain = text.translate(QUOTES)
-    for theirs, english in translations.items():
-        if theirs in plain:
-            plain = plain.replace(theirs, english)
-    return plain
+class Translations:
+    """What compilers and shells print in other languages, in English.
+
+    Args:
+        english: by the words of the other language.
+    """
+
+    def __init__(self, english: Mapping[str, str]) -> None:
+        self._english = english
+        self._all = _any_of(english)
+        # Most lines are ASCII, and few of the words are.
+        self._plain = _any_of(filter(str.isascii, english))
+
+    def normal(self, text: str) -> str:
+        """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
+        pattern, plain = (
+            (self._plain, text.replace("`", "'")) if text.isascii() else (self._all, text.translate(QUOTES))
+        )
+        return pattern.sub(lambda match: self._english[match[0]], plain)
 
 
-def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    # The longest first: a word may begin with another one.
+    return re.compile("|".join(map(_whole, sorted(words, key=len, reverse=True))) or "(?!)")
+
+
+def _whole(word: str) -> str:
+    """A pattern that does not find a word within another, in scripts with spaces between words."""
+    first, last = (edge.isalpha() and ord(edge) < _IDEOGRAPHS for edge in (word[0], word[-1]))
+    return r"\b" * first + re.escape(word) + r"\b" * last
+
+
+NONE = Translations({})
+_PARSED = 256
+"""Lines that are not taken apart again while those around them are looked at."""
+
+
+@lru_cache(maxsize=_PARSED)
+def parse(number: int, text: str, translations: Translations = NONE) -> Line:
     """Take the prefixes off a line."""
-    rest, group, process, level = text.rstrip("\r\n"), "", "", PLAIN
+    rest, group, process, level, stamp = text.rstrip("\r\n"), "", "", PLAIN, ""
     for _ in range(5):
+        if not _PREFIXED.match(rest):
+            break
         if match := _first(_LOGGERS, rest):
             level = _LEVELS.get(match["level"].upper(), INFO)
         elif match := _first(_INNER, rest):
             process = match["name"]
         elif level == PLAIN and not process and (match := _first(_OUTER, rest)):
-            group = match.groupdict().get("group") or group
+            outer = match.groupdict()
+            group, stamp = outer.get("group") or group, stamp or outer.get("stamp") or ""
         else:
             break
         rest = rest[match.end() :]
-    rest = _BOX.sub("", rest, count=1)
-    body = normal(rest, translations)
+    if match := _BOX.match(rest):
+        rest = rest[match.end() :]
+    body = translations.normal(rest)
     if level == PLAIN:
         level = _own_level(body)
-    pid = re.search(r"pid=(\d+)", process)
-    key = f"{group}/{pid[1] if pid else process}" if process else group
-    return Line(number, group, key, level, body, text)
+    key = group
+    if process:
+        pid = _PID.search(process)
+        key = f"{group}/{pid[1] if pid else process}"
+    return Line(number, group, key, level, body, text, stamp)
 
 
 def _first(patterns: Sequence[re.Pattern[str]], text: str) -> re.Match[str] | None:
@@ -140,6 +193,8 @@ def _own_level(body: str) -> int:
 
 def shown(text: str) -> str:
     """A line of a log without control characters, cut to `SHOWN`."""
-    plain = "".join(character if character.isprintable() else " " for character in text.rstrip())
+    plain = text.rstrip()
+    if not plain.isprintable():
+        plain = "".join(character if character.isprintable() else " " for character in plain)
     plain = plain if plain.startswith("  ") else plain.strip()
     return plain if len(plain) <= SHOWN else plain[: SHOWN - 1] + "…"

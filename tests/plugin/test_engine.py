@@ -1,0 +1,150 @@
+"""The plugin in vLLM's own V1 engine on the CPU, against a whole model that computes the distance of every pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dca.catalogue.recipes import IndexFile
+from dca.engines.values import Made
+from dca.foundation import archives, store
+from dca.sources import index
+from tests.support import ROOT, RunDca
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CASES, PLUGIN = Path(__file__).parent / "cases", ROOT / "build/plugin"
+SDIST = IndexFile(
+    package="vllm",
+    version="0.33.0",
+    file="vllm-0.33.0.tar.gz",
+    sha256="f4c33c2503d52bb411146afa9618a4f48bed68912f617e6803ac8d76e4c74112",
+)
+# Bounds of log-probabilities in float32.
+WORST, CLOSE = 1e-4, 0.95
+OURS, THEIRS = "CpuImpl", "CPUAttentionBackendImpl"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An environment with vLLM for the CPU, and the folders that come before its own packages."""
+
+    made: Made
+    before: tuple[Path, ...]
+
+    def run(self, program: str, *words: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of `cases` in it; what it writes can be read in `folder` meanwhile."""
+        paths = [*self.before, PLUGIN, CASES, ROOT / "scripts"]
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "PYTHONPATH": ":".join(map(str, paths)),
+            **self.made.variables,
+            **variables,
+        }
+        command = [self.made.python, CASES / program, *words]
+        files = [folder / f"{program}.{name}" for name in ("out", "err")]
+        with files[0].open("w") as out, files[1].open("w") as wrong:
+            done = subprocess.run(command, cwd=folder, env=env, stdout=out, stderr=wrong, check=False, timeout=7200)
+        return subprocess.CompletedProcess(command, done.returncode, *(file.read_text() for file in files))
+
+
+def dist_info(folder: Path, name: str, version: str, entry_points: str = "") -> None:
+    """Let importlib.metadata find a distribution in a folder."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the plugin is a distribution, with the entry points of its pyproject.toml."""
+    folder = tmp_path_factory.mktemp("installed")
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
+    lines = [
+        line
+        for group, entries in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in entries.items()))
+    ]
+    dist_info(folder, project["name"], project["version"], "\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(dca: RunDca) -> Made:
+    """The environment of `dca engine make`."""
+    done = dca("engine", "make", "vllm-0.32", "--json", timeout=3600.0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Made.model_validate_json(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def newer(made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of the next release over the modules that 0.32.0 was compiled to; those it borrows are all it has."""
+    folder = tmp_path_factory.mktemp("newer")
+    archives.unpack_sdist(index.download(SDIST, cache), folder / "sdist")
+    (folder / "vllm").symlink_to(next((folder / "sdist").rglob("vllm/_version.py")).parent)
+    (older,) = Path(made.folder).glob("lib/python3.*/site-packages/vllm")
+    borrowed = sorted(older.rglob("*.so"))
+    assert borrowed
+    for module in borrowed:
+        shutil.copy(module, folder / "vllm" / module.relative_to(older))
+    print("borrowed from 0.32.0:", *(module.name for module in borrowed))
+    dist_info(folder, "vllm", "0.33.0+cpu")
+    return folder
+
+
+@pytest.fixture(params=["0.32.0", "0.33.0"])
+def engine(request: pytest.FixtureRequest, made: Made, installed: Path) -> Engine:
+    """vLLM's engine of each release that the plugin is proven with."""
+    newer = (request.getfixturevalue("newer"),) if request.param == "0.33.0" else ()
+    return Engine(made, (*newer, installed))
+
+
+@pytest.mark.whole
+@pytest.mark.network
+def test_the_engine_says_what_the_whole_model_says_with_stand_ins_of_the_sparse_kernels(
+    engine: Engine, tmp_path: Path
+) -> None:
+    done = engine.run("engine_run.py", tmp_path / "models", folder=tmp_path)
+    results: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(results) == 13, done.stderr[-4000:]
+    for result in results:
+        print(result)
+        assert "error" not in result, done.stderr[-4000:]
+        ours = "without" not in result["run"]
+        assert result["implementations"] == [OURS if ours else THEIRS]
+        assert result["wrong_words"] == 0, result
+        assert result["worst"] < WORST, result
+        # How close vLLM's own kernel is, is not ours to bound.
+        assert not ours or result["close"] > CLOSE, result
+        cached = "caching" in result["run"] or result["run"] in ("factor of the token", "drawn schedules")
+        # How much the drawn prompts share is drawn.
+        least = 1 if result["run"] == "drawn schedules" else 448
+        assert (max(result["cached"]) >= least) is cached, result
+        few = result["run"] in ("fewer blocks than requests need", "drawn schedules")
+        assert (result["preempted"] > 0) is few, result
+        assert (result["dense"] > 1e-2) is ("sparse" in result["run"]), result
+
+
+@pytest.mark.whole
+@pytest.mark.network
+def test_vllm_rejects_what_the_plugin_rejects_and_fits_it_with_a_stand_in_of_flash_attention(
+    engine: Engine, tmp_path: Path
+) -> None:
+    done = engine.run("engine_contract.py", tmp_path / "models", folder=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "all rejected" in done.stdout
