@@ -252,6 +252,12 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
     """
     if left_out:
         return _Task(request, "static" if request.level == "static" else "cpu")
+    if request.level == "engine" and _bare(about.inspected):
+        raise DcaError(
+            "DCA-802",
+            f"{request.wheel.name} has no engine: it has bare kernels alone.",
+            remedy="use --level kernels, which runs them.",
+        )
     if request.level == "kernels" or request.level == "engine":
         return _Task(request, request.level, emulated.choose(about))
     level = request.level or ("gpu" if machine.gpus() else "cpu")

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from dca.foundation.documents import Document, Value
 
-Level = Literal["static", "cpu", "kernels", "engine", "gpu"]
-LEVELS: tuple[Level, ...] = ("static", "cpu", "kernels", "engine", "gpu")
-"""From the one that proves least to the one that proves most."""
+Level = Literal["static", "engine", "cpu", "kernels", "gpu"]
+LEVELS: tuple[Level, ...] = ("static", "engine", "cpu", "kernels", "gpu")
+"""From the one that proves least of what the wheel computes to the one that proves most."""
 INCLUDED: dict[Level, tuple[Level, ...]] = {
     "static": (),
     "cpu": ("static",),
