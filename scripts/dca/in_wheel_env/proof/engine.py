@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class Plan:
         step: the most tokens in one step.
         at_once: the most requests in one step.
         pages: of the KV cache.
+        settings: arguments of the engine that replace those of the other cases.
         demands: what the scheduler must have done: "pieces", "mixed", "preempted".
     """
 
@@ -67,6 +68,7 @@ class Plan:
     step: int = STRIDE
     at_once: int = 3
     pages: int = 128
+    settings: Mapping[str, Any] = field(default_factory=dict)
     demands: tuple[str, ...] = ()
 
 
@@ -147,7 +149,7 @@ def _answers(plan: Plan, seed: int) -> dict[str, Any]:
     prompts = [[drawn.randrange(3, plan.model.vocabulary) for _ in range(length)] for length in plan.prompts]
     with tempfile.TemporaryDirectory() as folder:
         weights = plan.model.write(Path(folder), seed)
-        answers, seen = _served(plan, folder, prompts)
+        answers, seen = served(plan, folder, prompts)
     for demand in plan.demands:
         if not seen.counts[demand]:
             raise Wrong(f"the scheduler made no step of the kind `{demand}`: the case proves nothing about it")
@@ -161,7 +163,7 @@ def _answers(plan: Plan, seed: int) -> dict[str, Any]:
         worst = max(worst, off)
         # Up to one chunk, and without a factor, dual chunk attention is ordinary attention.
         if len(prompt) > plan.model.attention.chunking.size or len(prompt) > plan.model.attention.original > 0:
-            apart = min(apart, _largest(scores, plain))
+            apart = min(apart, largest(scores, plain))
     if apart < APART:
         raise Wrong(f"ordinary attention differs by {apart:.2g} only: the case proves nothing about chunks")
     return {
@@ -177,28 +179,29 @@ def _answers(plan: Plan, seed: int) -> dict[str, Any]:
 Answer = tuple[list[int], list[dict[int, float]]]
 
 
-def _served(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[list[Answer], Seen]:
+def served(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[list[Answer], Seen]:
     """The words of each request, with the log-probabilities of the most probable ones, and what the scheduler did."""
-    os.environ.update(VARIABLES)
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
-    arguments = EngineArgs(
-        model=folder,
-        skip_tokenizer_init=True,
-        dtype=str(plan.model.attention.dtype).rpartition(".")[2],
-        max_model_len=min(plan.pages * PAGE, max(plan.prompts) + plan.words + PAGE),
-        block_size=PAGE,
-        num_gpu_blocks_override=plan.pages,
-        swap_space=0.01,
-        max_num_seqs=plan.at_once,
-        max_num_batched_tokens=plan.step,
-        enable_chunked_prefill=True,
-        enable_prefix_caching=False,
-        enforce_eager=True,
-        disable_custom_all_reduce=True,
-        seed=0,
-    )
-    engine = LLMEngine.from_engine_args(arguments)
+    arguments = {
+        "model": folder,
+        "skip_tokenizer_init": True,
+        "dtype": str(plan.model.attention.dtype).rpartition(".")[2],
+        "max_model_len": min(plan.pages * PAGE, max(plan.prompts) + plan.words + PAGE),
+        "block_size": PAGE,
+        "num_gpu_blocks_override": plan.pages,
+        "swap_space": 0.01,
+        "max_num_seqs": plan.at_once,
+        "max_num_batched_tokens": plan.step,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "disable_custom_all_reduce": True,
+        "seed": 0,
+    }
+    engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **plan.settings}))
     params = SamplingParams(temperature=0.0, max_tokens=plan.words, logprobs=MOST, ignore_eos=True, detokenize=False)
     lengths = {str(number): len(prompt) for number, prompt in enumerate(prompts)}
     for number, prompt in enumerate(prompts):
@@ -218,7 +221,7 @@ def _served(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[list
     return found, seen
 
 
-def _largest(scores: Sequence[dict[int, float]], want: torch.Tensor) -> float:
+def largest(scores: Sequence[dict[int, float]], want: torch.Tensor) -> float:
     """The largest difference of the log-probabilities of an answer from others."""
     return max(
         abs(score - float(want[place, word])) for place, words in enumerate(scores) for word, score in words.items()
@@ -239,7 +242,7 @@ def _compare(length: int, words: Sequence[int], scores: Sequence[dict[int, float
                 f"prompt of {length} tokens, word {place}: {word} with log-probability {float(want[place, word]):.3f}, "
                 f"expected {best} with {float(want[place, best]):.3f}"
             )
-    off = _largest(scores, want)
+    off = largest(scores, want)
     if not off <= BOUND:
         raise Wrong(f"prompt of {length} tokens: a log-probability differs by {off:.3g}, allowed is {BOUND:g}")
     return off
