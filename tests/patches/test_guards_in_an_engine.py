@@ -1,4 +1,4 @@
-"""What happens in the wheel's engine, on the emulated GPU, with the settings that the guards refuse, and without them."""
+"""What the settings that guards refuse do in the wheel's engine, on the emulated GPU, without and with the guards."""
 
 from __future__ import annotations
 
