@@ -62,7 +62,7 @@ wheel: venv ## build a wheel in dist/; BUNDLE=FILE OFFLINE=1 builds without a ne
 inspect: venv ## show what the wheels in dist/ contain
 	@for wheel in dist/*.whl; do $(DCA) inspect "$$wheel" || exit; done
 
-smoke: venv ## prove that the newest wheel in dist/ computes correct results; LEVEL=static|cpu|kernels|gpu WHEEL=FILE
+smoke: venv ## prove that the newest wheel in dist/ computes correct results; LEVEL=static|cpu|kernels|engine|gpu WHEEL=FILE
 	@$(DCA) smoke $(if $(strip $(WHEEL)),"$$WHEEL") --quick $(call flag,LEVEL,level) $(call flag,SOURCE,source) \
 		$(call flag,ARCH,arch) $(call flag,CACHE,cache-dir)
 

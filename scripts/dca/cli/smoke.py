@@ -181,6 +181,7 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     seed = "" if result.level == "static" else f", with seed {result.seed}"
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s{seed}")
     lines += [line for text in result.left_out for line in wrapped("  left out    ", f"by design, {text}")]
+    lines += [f"  stood in    {text}" for text in result.stood_in]
     lines += [f"  not proven  {text}" for text in result.not_proven]
     if untested := len(result.untested):
         lines.append(f"  not proven  {untested} case{'s' * (untested > 1)} that could not be tested (??).")

@@ -1,9 +1,10 @@
 """Proves that a wheel's dual chunk attention computes the right results: on a GPU, and in large part on a CPU.
 
-There are four levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
+There are five levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
 own Python on the CPU, against the oracle. `kernels` runs the wheel's modules and the PTX of its kernels on an emulated
-GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`. Where no level is asked for and there is no GPU,
-`cpu` comes with a sample of the cases of `kernels`.
+GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`. `engine` runs the wheel's whole engine on an
+emulated GPU, and is run only by name. Where no level is asked for and there is no GPU, `cpu` comes with a sample of the
+cases of `kernels`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -58,6 +60,11 @@ NOT_BY_SAMPLE = (
     "speed.",
 )
 NOT_BY_KERNELS = ("ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",)
+NOT_BY_ENGINE = (
+    "ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",
+    "sparse attention that leaves lines out: --level cpu and kernels prove it, a layer at a time.",
+    "several GPUs, and the HTTP server.",
+)
 # The levels that a plugin has; one that runs it in a real engine belongs here, and in `_run`.
 OF_PLUGIN: tuple[Level, ...] = ("static",)
 NOT_BY_PLUGIN = (
@@ -146,12 +153,14 @@ class _Findings:
         sources: the files that were run.
         environment: of the worker, as it reports it: versions of Python and torch, and the device.
         left_out: what the cases on a GPU do not prove, in words.
+        stood_in: what something else took the place of, at the level `engine`, in words.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
     sources: list[ProvenSource] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    stood_in: list[str] = field(default_factory=list)
 
 
 def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Store, reporter: Reporter) -> Smoke:
@@ -205,6 +214,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         or (request.first and not all(case.passed for case in findings.cases)),
         not_proven=NOT_BY_PLUGIN if about.recipe.is_plugin else _not_proven(task, findings, bare=_bare(inspected)),
         left_out=left_out,
+        stood_in=tuple(findings.stood_in),
         seconds=round(time.monotonic() - started, 2),
     )
     documents.write(report, run / "smoke.json")
@@ -242,8 +252,14 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
     """
     if left_out:
         return _Task(request, "static" if request.level == "static" else "cpu")
-    if request.level == "kernels":
-        return _Task(request, "kernels", emulated.choose(about))
+    if request.level == "engine" and _bare(about.inspected):
+        raise DcaError(
+            "DCA-802",
+            f"{request.wheel.name} has no engine: it has bare kernels alone.",
+            remedy="use --level kernels, which runs them.",
+        )
+    if request.level == "kernels" or request.level == "engine":
+        return _Task(request, request.level, emulated.choose(about))
     level = request.level or ("gpu" if machine.gpus() else "cpu")
     if request.level or level == "gpu" or request.cases or request.overlays:
         return _Task(request, level)
@@ -285,6 +301,7 @@ def _not_proven(task: _Task, findings: _Findings, *, bare: bool) -> tuple[str, .
         "static": NOT_BY_STATIC,
         "cpu": (*(NOT_BY_SAMPLE if task.gpu else NOT_BY_CPU), *filter(None, [task.no_sample])),
         "kernels": (*NOT_BY_KERNELS, *findings.left_out),
+        "engine": NOT_BY_ENGINE,
         "gpu": tuple(findings.left_out),
     }[task.level]
     return (*by_level, *([NOT_OF_KERNELS] if bare and task.level == "cpu" else []))
@@ -311,6 +328,9 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
     with store.scratch(run.cache.root) as folder:
         run.reporter.stage("unpack", about.wheel.name)
         subject.unpack(about, folder / "wheel")
+        if task.level == "engine":
+            _in_engine(task, about, findings, python, folder, run)
+            return
         variants = []
         for overlay in request.overlays or (None,):
             if not _bare(about.inspected):
@@ -355,6 +375,30 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
                     remedy="use a machine with a GPU, or `--level kernels`, which runs their PTX without one.",
                 )
             _listen(lines, findings, "gpu")
+
+
+def _in_engine(task: _Task, about: Subject, findings: _Findings, python: Path, folder: Path, run: Run) -> None:
+    """Run the wheel's engine on the emulated GPU, with each overlay, and add to the findings."""
+    request = task.request
+    if task.gpu is None:
+        return
+    run.reporter.stage("prove", f"the engine on an emulated GPU of compute capability {task.gpu.arch}")
+    for number, overlay in enumerate(request.overlays or (None,)):
+        own = folder / f"engine-{number}"
+        wheel = own / "wheel"
+        own.mkdir()
+        if overlay is None:
+            wheel = folder / "wheel"
+        else:
+            # An engine imports its modules by itself, so that each must be at its place.
+            shutil.copytree(folder / "wheel", wheel)
+            shutil.copytree(overlay, wheel, dirs_exist_ok=True)
+        findings.sources += _python_files(about, overlay, folder / "wheel")
+        asked = _worker_request(request, about, wheel, [_Variant(overlay, wheel)]) | {"level": "engine"}
+        env = emulated.variables(task.gpu, python, own, run, checks=emulated.CHECKS_OF_ENGINES)
+        # The engine starts other processes, which import it too.
+        env["PYTHONPATH"] = str(wheel)
+        _listen(prove(python, asked, own, run.reporter, run.log, env=env), findings, "engine")
 
 
 def _recorded(lines: list[dict[str, Any]]) -> None:
@@ -530,6 +574,8 @@ def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> N
         elif "left_out" in line:
             # A child that follows one that crashed says it again.
             findings.left_out += [text for text in line["left_out"] if text not in findings.left_out]
+        elif "stood_in" in line:
+            findings.stood_in += [text for text in line["stood_in"] if text not in findings.stood_in]
         elif "device" in line:
             capability = ".".join(map(str, line["capability"]))
             findings.environment["device"] = (

@@ -1,4 +1,4 @@
-"""The emulated GPU of the level `kernels`: its architecture, and where the PTX of the wheel's kernels is."""
+"""The emulated GPU of the levels `kernels` and `engine`: its architecture, and where the PTX of its kernels is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dca.smoke.subject import Subject
 # Not "shared": compilers read shared memory early and drop what no thread has written, as cub's reductions show. It is
 # filled with NaN, which a result that uses it shows.
 CHECKS = ("addresses", "races")
+# In an engine each kernel runs many times with the same shapes.
+CHECKS_OF_ENGINES = ("addresses",)
 # What the device finds in a run of the cases, in its scratch folder.
 FINDINGS = "findings.jsonl"
 
@@ -61,7 +63,14 @@ def choose(subject: Subject) -> EmulatedGpu:
     )
 
 
-def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run, record: Wish | None = None) -> dict[str, str]:
+def variables(
+    gpu: EmulatedGpu,
+    python: Path,
+    folder: Path,
+    run: Run,
+    record: Wish | None = None,
+    checks: tuple[str, ...] = CHECKS,
+) -> dict[str, str]:
     """The variables of a program behind the emulated GPU, besides those of every program.
 
     Args:
@@ -70,9 +79,10 @@ def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run, record: Wi
         folder: a scratch folder, for what the device finds.
         run: whose cache keeps the device and the translated kernels.
         record: what to record of the launches; None for nothing.
+        checks: what kernels are checked for.
 
     Raises:
         DcaError: DCA-836 when the device cannot be made.
     """
-    settings = Settings(arch=gpu.arch, checks=CHECKS, ptx=gpu.ptx, findings=folder / FINDINGS, record=record)
+    settings = Settings(arch=gpu.arch, checks=checks, ptx=gpu.ptx, findings=folder / FINDINGS, record=record)
     return device.make(device.run_time(python), run).variables(settings, run.cache, environment.of("compiler"))

@@ -6,13 +6,15 @@ from typing import Any, ClassVar, Literal
 
 from dca.foundation.documents import Document, Value
 
-Level = Literal["static", "cpu", "kernels", "gpu"]
-LEVELS: tuple[Level, ...] = ("static", "cpu", "kernels", "gpu")
-"""From the one that proves least to the one that proves most."""
+Level = Literal["static", "engine", "cpu", "kernels", "gpu"]
+LEVELS: tuple[Level, ...] = ("static", "engine", "cpu", "kernels", "gpu")
+"""From the one that proves least of what the wheel computes to the one that proves most."""
 INCLUDED: dict[Level, tuple[Level, ...]] = {
     "static": (),
     "cpu": ("static",),
     "kernels": ("static", "cpu"),
+    # It shows whether an engine that may be served wrong is; what each part computes is for the others.
+    "engine": ("static",),
     # A GPU runs the cases of `kernels` itself, but does not report races or reads of memory that nothing wrote.
     "gpu": ("static", "cpu"),
 }
@@ -80,6 +82,7 @@ class Smoke(Document):
         partial: whether only some of the cases were run, or could be tested.
         not_proven: what was not proven, in words.
         left_out: what the wheel lacks by design, in words; such a wheel is not one to serve with.
+        stood_in: what something else took the place of, at the level `engine`.
         sha256: SHA-256 of the wheel.
         seed: seed of the random numbers.
         cases: the cases that were run.
@@ -102,6 +105,7 @@ class Smoke(Document):
     partial: bool = False
     not_proven: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    stood_in: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property

@@ -5,7 +5,8 @@ Argument: a file with the request that `dca.smoke` writes. Lines begin with `PRO
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
 other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels. At
 the level "kernels" the same, on an emulated GPU that this process was started behind, or a `sample` of it. At "shapes",
-such a GPU records the launches of long prompts, and runs none.
+such a GPU records the launches of long prompts, and runs none. At "engine", the wheel's whole engine runs on such a
+GPU, in a new child for each case.
 
 Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
 return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
@@ -36,7 +37,7 @@ from unittest import mock
 HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 LEVEL = REQUEST.get("level", "cpu")
-ON_DEVICE = LEVEL in ("kernels", "shapes", "gpu")
+ON_DEVICE = LEVEL in ("kernels", "engine", "shapes", "gpu")
 # Signals that come from outside and are no finding about the wheel; SIGKILL is also how the system ends a process when
 # memory runs out.
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -219,6 +220,10 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
                 # CUDA refuses every further call of this process.
                 progress.set(number=number, again=True)
                 return
+        if LEVEL == "engine" and number < len(cases):
+            # An engine leaves its groups of processes and its settings behind.
+            progress.set(number=number, again=True)
+            return
     progress.set(finished=True)
 
 
@@ -314,6 +319,14 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     return [*ops.cases(others, extent.dtypes, "cuda", extent.ops), *kernels.cases(loaded, modules, extent)]
 
 
+def engine_cases(variant: dict[str, Any]) -> list[Any]:
+    """The cases of a variant for a whole engine; reports what stood in for a part of a real one."""
+    from dca.in_wheel_env.proof import engine
+
+    tell(variant=variant["name"], stood_in=list(engine.STOOD_IN))
+    return engine.cases()
+
+
 def shape_cases(variant: dict[str, Any]) -> list[Any]:
     """A case for each length whose launches are recorded."""
     from dca.in_wheel_env.proof import kernels, speed
@@ -330,7 +343,8 @@ def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
         return
     load_packages(variant["oracle"] or str(HERE / "oracle"))
     try:
-        cases = {"cpu": cpu_cases, "shapes": shape_cases}.get(LEVEL, gpu_cases)(variant)
+        made = {"cpu": cpu_cases, "engine": engine_cases, "shapes": shape_cases}
+        cases = made.get(LEVEL, gpu_cases)(variant)
     except Exception as error:
         tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
         progress.set(finished=True)
