@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 MARKS = {
     **dict.fromkeys(("made", "torch_python", "fork_python"), ("wheel",)),
     **dict.fromkeys(("run_python", "small_cache"), ("wheel", "long")),
-    **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages", "official_module"), ("network",)),
+    **dict.fromkeys(("planned", "toolkit", "cmake_python", "official_module"), ("network",)),
+    "server_packages": ("network", "long"),
     # The built documentation, and a git server.
     **dict.fromkeys(("site", "server"), ("slow",)),
 }

