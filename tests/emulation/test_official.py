@@ -157,6 +157,7 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
         "quick": SHARE < 1,
         "case_seconds": 3600,
         "dtypes": [],
+        "head_dims": [],
         "seed": 1,
         "cases": [],
         "modules": None,
@@ -170,4 +171,5 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
 
     results = {line["case"]: line for line in lines if "case" in line and line["case"].startswith(_ATTENTION)}
     assert {case.split("/")[1] for case in results} >= {"bfloat16", "float16", "future", "empty", "full-cover"}
+    assert {f"{kind}/{dtype}/64" for kind in ("dense", "paged") for dtype in ("bfloat16", "float16")} <= set(results)
     assert [line for line in results.values() if not line["passed"]] == []
