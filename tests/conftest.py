@@ -92,6 +92,8 @@ MARKS = {
     **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages", "official_module"), ("network",)),
     # The built documentation, and a git server.
     **dict.fromkeys(("site", "server"), ("slow",)),
+    # Clones of flash-attention and of CUTLASS.
+    "kernel_compiler": ("git",),
 }
 
 

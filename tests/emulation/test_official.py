@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +94,21 @@ def test_every_kernel_is_translated_and_every_form_is_in_the_list(
 
     assert count > 500
     assert seen <= set(USED)
+
+
+@pytest.mark.whole
+def test_kernels_for_heads_of_64_and_128_are_compiled(
+    official_module: Path, faulty_cache: Store, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    """Dense, in parts from pages, the sums of the parts, and sparse: each of them in `make prove`."""
+    texts = [one for one in images.read(official_module).codes if one.kind == fatbin.PTX]
+    every = [
+        (one.text, entry) for one in texts for entry in one.kernels if re.search(r"kernel_traitsILi(64|128)E", entry)
+    ]
+    assert len(every) > 400
+    for text, entry in chance.sample(every, scale(len(every))):
+        assert kernels.compiled(faulty_cache, text, entry).is_file()
+        print(entry, flush=True)
 
 
 def _official(name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
