@@ -127,11 +127,11 @@ def _distances(length: tuple[int, int], count: int, drawn: random.Random, *, cau
 def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
     """A launch with drawn lengths and lines."""
     drawn = random.Random(seed)
-    # Every fourth has more row blocks than threads in a thread block.
-    batch, heads, long = drawn.randint(1, 3), drawn.randint(1, 4), seed % 4 == 3
+    # Every fourth has more row blocks than threads in a thread block, and every eighth more than twice as many.
+    batch, heads, long = drawn.randint(1, 3), drawn.randint(1, 4), (seed % 4 == 3) + (seed % 8 == 7)
     lengths = []
     for _ in range(batch):
-        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + (ROWS * 64 if long else 0)
+        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + ROWS * 64 * long
         more = drawn.choice((0, 1, 64, drawn.randint(0, 500)))
         lengths.append((queries, queries + more if causal else drawn.choice((1, 64, drawn.randint(1, 500)))))
     reach = min(keys if causal else queries + keys for queries, keys in lengths)
