@@ -19,6 +19,8 @@ ROWS = 64
 # The content of outputs before the kernel writes them; neither a place nor a count.
 POISON = -7_777_777
 BOUND = 1 << 24
+# The seed of the longest.
+LONG = 23
 
 
 @functools.cache
@@ -127,8 +129,11 @@ def _distances(length: tuple[int, int], count: int, drawn: random.Random, *, cau
 def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
     """A launch with drawn lengths and lines."""
     drawn = random.Random(seed)
-    # Every fourth has more row blocks than threads in a thread block, and every eighth more than twice as many.
+    # Every fourth has more row blocks than threads in a thread block, every eighth more than twice as many, and one has
+    # positions beyond 16 bits.
     batch, heads, long = drawn.randint(1, 3), drawn.randint(1, 4), (seed % 4 == 3) + (seed % 8 == 7)
+    if seed == LONG:
+        batch, heads, long = 1, 1, 16
     lengths = []
     for _ in range(batch):
         queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + ROWS * 64 * long
