@@ -129,14 +129,16 @@ def _distances(length: tuple[int, int], count: int, drawn: random.Random, *, cau
 def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
     """A launch with drawn lengths and lines."""
     drawn = random.Random(seed)
-    # Every fourth has more row blocks than threads in a thread block, every eighth more than twice as many, and one has
-    # positions beyond 16 bits.
-    batch, heads, long = drawn.randint(1, 3), drawn.randint(1, 4), (seed % 4 == 3) + (seed % 8 == 7)
+    # Every fourth has more row blocks than threads in a thread block: two full ones or more than that. One has positions
+    # beyond 16 bits.
+    batch, heads, more_rows = drawn.randint(1, 3), drawn.randint(1, 4), 2 * ROWS * ROWS * (seed % 4 == 3)
     if seed == LONG:
-        batch, heads, long = 1, 1, 16
+        batch, heads, more_rows = 1, 1, 1 << 16
     lengths = []
     for _ in range(batch):
-        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + ROWS * 64 * long
+        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + more_rows
+        if seed % 8 == 3:
+            queries = more_rows - drawn.randrange(ROWS)
         more = drawn.choice((0, 1, 64, drawn.randint(0, 500)))
         lengths.append((queries, queries + more if causal else drawn.choice((1, 64, drawn.randint(1, 500)))))
     reach = min(keys if causal else queries + keys for queries, keys in lengths)
