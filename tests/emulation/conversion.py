@@ -129,8 +129,8 @@ def _distances(length: tuple[int, int], count: int, drawn: random.Random, *, cau
 def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
     """A launch with drawn lengths and lines."""
     drawn = random.Random(seed)
-    # Every fourth has more row blocks than threads in a thread block: two full ones or more than that. One has positions
-    # beyond 16 bits.
+    # Every fourth has more row blocks than threads in a thread block: two full ones, or more than that. One has
+    # positions beyond 16 bits.
     batch, heads, more_rows = drawn.randint(1, 3), drawn.randint(1, 4), 2 * ROWS * ROWS * (seed % 4 == 3)
     if seed == LONG:
         batch, heads, more_rows = 1, 1, 1 << 16
