@@ -93,6 +93,8 @@ MARKS = {
     "server_packages": ("network", "long"),
     # The built documentation, and a git server.
     **dict.fromkeys(("site", "server"), ("slow",)),
+    # Clones of flash-attention and of CUTLASS.
+    "kernel_compiler": ("git",),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from dca.binaries import elf, fatbin
 from dca.catalogue import recipes
+from dca.emulation import kernels
 from dca.foundation.events import Silent
 from dca.foundation.store import Store
 from dca.sources import index
@@ -32,3 +33,11 @@ def texts(official_module: Path) -> dict[str, str]:
             if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):
                 found.update(dict.fromkeys(code.kernels, code.content.decode()))
     return found
+
+
+@pytest.fixture
+def faulty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A cache for kernels that are run once: they are compiled in half the time, without optimisation."""
+    quick = tuple("-O0" if flag.startswith("-O") else flag for flag in kernels._FLAGS if flag != "-ftree-vectorize")
+    monkeypatch.setattr(kernels, "_FLAGS", quick)
+    return Store(tmp_path / "cache").open()

@@ -19,6 +19,8 @@ ROWS = 64
 # The content of outputs before the kernel writes them; neither a place nor a count.
 POISON = -7_777_777
 BOUND = 1 << 24
+# The seed of the longest.
+LONG = 23
 
 
 @functools.cache
@@ -104,14 +106,39 @@ def _ints(values: Sequence[int]) -> bytearray:
     return bytearray(struct.pack(f"<{len(values)}i", *values))
 
 
+def _keys(keys: int, count: int, drawn: random.Random) -> list[int]:
+    """Keys of a head, ascending; the last key of all among them now and then."""
+    lines = sorted(drawn.sample(range(keys), count))
+    return [*lines[:-1], keys - 1] if drawn.random() < 0.4 else lines
+
+
+def _distances(length: tuple[int, int], count: int, drawn: random.Random, *, causal: bool) -> list[int]:
+    """Distances of a head, descending: the nearest, any, or those of which the last one meets the first key beside the
+    end of a row block."""
+    queries, keys = length
+    limit, more = (keys, keys - queries) if causal else (queries + keys, keys)
+    kind = drawn.random()
+    if kind < 0.3:
+        return list(range(count))[::-1]
+    last = more + ROWS * drawn.randint(1, max(1, queries // ROWS)) + drawn.randint(-1, 1)
+    if kind < 0.6 and last + count <= limit:
+        return [*sorted(drawn.sample(range(last + 1, limit), count - 1))[::-1], last]
+    return sorted(drawn.sample(range(limit), count))[::-1]
+
+
 def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
     """A launch with drawn lengths and lines."""
     drawn = random.Random(seed)
-    # Every fourth has more row blocks than threads in a thread block.
-    batch, heads, long = drawn.randint(1, 3), drawn.randint(1, 4), seed % 4 == 3
+    # Every fourth has more row blocks than threads in a thread block: two full ones, or more than that. One has
+    # positions beyond 16 bits.
+    batch, heads, more_rows = drawn.randint(1, 3), drawn.randint(1, 4), 2 * ROWS * ROWS * (seed % 4 == 3)
+    if seed == LONG:
+        batch, heads, more_rows = 1, 1, 1 << 16
     lengths = []
     for _ in range(batch):
-        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + (ROWS * 64 if long else 0)
+        queries = drawn.choice((1, 63, 64, 65, 128, drawn.randint(1, 400))) + more_rows
+        if seed % 8 == 3:
+            queries = more_rows - drawn.randrange(ROWS)
         more = drawn.choice((0, 1, 64, drawn.randint(0, 500)))
         lengths.append((queries, queries + more if causal else drawn.choice((1, 64, drawn.randint(1, 500)))))
     reach = min(keys if causal else queries + keys for queries, keys in lengths)
@@ -121,14 +148,8 @@ def conversion(seed: int, *, merged: bool, causal: bool) -> Conversion:
         counts = counts[:1] * heads
     vertical, slash = [], []
     for queries, keys in lengths:
-        limit = keys if causal else queries + keys
-        vertical.append(tuple(sorted(drawn.sample(range(keys), v)) for v, _ in counts))
-        slash.append(
-            tuple(
-                list(range(s))[::-1] if drawn.random() < 0.3 else sorted(drawn.sample(range(limit), s))[::-1]
-                for _, s in counts
-            )
-        )
+        vertical.append(tuple(_keys(keys, v, drawn) for v, _ in counts))
+        slash.append(tuple(_distances((queries, keys), s, drawn, causal=causal) for _, s in counts))
     rows = -(-max(queries for queries, _ in lengths) // ROWS)
     size = batch * heads * rows
     most = [max(c[i] for c in counts) for i in range(2)]

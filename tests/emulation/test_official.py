@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +96,21 @@ def test_every_kernel_is_translated_and_every_form_is_in_the_list(
     assert seen <= set(USED)
 
 
+@pytest.mark.whole
+def test_kernels_for_heads_of_64_and_128_are_compiled(
+    official_module: Path, faulty_cache: Store, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    """Dense, in parts from pages, the sums of the parts, and sparse: each of them in `make prove`."""
+    texts = [one for one in images.read(official_module).codes if one.kind == fatbin.PTX]
+    every = [
+        (one.text, entry) for one in texts for entry in one.kernels if re.search(r"kernel_traitsILi(64|128)E", entry)
+    ]
+    assert len(every) > 400
+    for text, entry in chance.sample(every, scale(len(every))):
+        assert kernels.compiled(faulty_cache, text, entry).is_file()
+        print(entry, flush=True)
+
+
 def _official(name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
     """The module of an official wheel."""
     official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.name == name)
@@ -157,6 +175,7 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
         "quick": SHARE < 1,
         "case_seconds": 3600,
         "dtypes": [],
+        "head_dims": [],
         "seed": 1,
         "cases": [],
         "modules": None,
@@ -170,4 +189,5 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
 
     results = {line["case"]: line for line in lines if "case" in line and line["case"].startswith(_ATTENTION)}
     assert {case.split("/")[1] for case in results} >= {"bfloat16", "float16", "future", "empty", "full-cover"}
+    assert {f"{kind}/{dtype}/64" for kind in ("dense", "paged") for dtype in ("bfloat16", "float16")} <= set(results)
     assert [line for line in results.values() if not line["passed"]] == []

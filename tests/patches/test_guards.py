@@ -35,10 +35,17 @@ def lists(heads: int, gpus: int, tokens: int, widest: tuple[int, int] = (22032, 
     guards.check_sparse_lists({"sparse_attention_config": table}, 2, heads, gpus, tokens, CHUNKS.chunk_len)
 
 
-def slashes(number: float, longest: int = 253953, **more: bool) -> None:
+def slashes(number: float, longest: int = 253953, chunk: int = 253952, **more: bool) -> None:
     """The check of a table whose last head has so many slash lines."""
     table = with_entry(["vertical_and_slash", 1000, number, 1.0])
-    guards.check_slash_lines({"sparse_attention_config": table, **more}, 2, 4, longest, CHUNKS.chunk_len)
+    guards.check_lines({"sparse_attention_config": table, **more}, 2, 4, 1, longest, chunk)
+
+
+def verticals(numbers: list[float], gpus: int, longest: int = 253953) -> None:
+    """The check of a table whose four heads have so many vertical lines in the last layer."""
+    table = table_for(2, 4)
+    table[1] = {str(head): ["vertical_and_slash", number, 800, 1.0] for head, number in enumerate(numbers)}
+    guards.check_lines({"sparse_attention_config": table}, 2, 4, gpus, longest, CHUNKS.chunk_len)
 
 
 RECORD = {
@@ -124,6 +131,13 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
     ),
     # torch takes the whole number of a size.
     ("DCA-818", ["layer 1, head 3 has 99.5 slash lines"], lambda: slashes(99.5)),
+    (
+        "DCA-818",
+        ["heads 0 to 3 of layer 1", "at most 4 vertical", "needs 5", "--max-model-len 253952"],
+        lambda: verticals([1, 4, 3, 2], 1),
+    ),
+    ("DCA-818", ["heads 2 to 3 of layer 1", "at most 4 vertical"], lambda: verticals([5, 1, 4, 4], 2)),
+    ("DCA-819", ["96 tokens", "at least 100", "--max-model-len 96"], lambda: slashes(800, longest=97, chunk=96)),
     ("DCA-819", ["253952", "block size, 48"], lambda: guards.check_block_size(CHUNKS, 48)),
     ("DCA-819", ["chunk_size=None", "local_size=None"], lambda: guards.read_chunks({})),
     ("DCA-819", ["chunk_size=8", "local_size=8"], lambda: guards.read_chunks({"chunk_size": 8, "local_size": 8})),
@@ -284,7 +298,16 @@ def test_a_head_always_keeps_a_slash_line_in_its_chunk() -> None:
     # Prompts of one chunk, and attention without the table.
     slashes(1, longest=253952)
     slashes(1, sparse_attention_enabled=False)
-    guards.check_slash_lines({}, 2, 4, 1010000, 253952)
+    slashes(800, longest=113, chunk=112)
+    slashes(1, longest=96, chunk=96)
+    slashes(1, chunk=96, sparse_attention_enabled=False)
+    guards.check_lines({}, 2, 4, 1, 1010000, 253952)
+
+
+def test_a_gpu_with_room_for_five_keys_needs_them_for_one_head_alone() -> None:
+    verticals([1, 5, 1, 1], 1)
+    verticals([1, 5, 30, 1], 2)
+    verticals([1, 1, 1, 1], 4, longest=253952)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-ABI = 2
+ABI = 3
 ADDRESSES, SHARED, RACES = 1, 2, 4
 DONE, MORE, FAILED = 0, 1, 2
 _BUDGET = 1 << 20
+_FILL = 0xFF
 _Buffer = bytearray | ctypes.Array[ctypes.c_char]
 
 
@@ -114,6 +115,8 @@ class _CServices(ctypes.Structure):
         ("finding", _FOUND),
         ("seed", ctypes.c_uint64),
         ("checks", ctypes.c_uint32),
+        ("fill", ctypes.c_uint32),
+        ("unwritten", _FOUND),
     ]
 
 
@@ -153,8 +156,9 @@ def launch(library: Path, wanted: Launch) -> Outcome:
     parameters = _parameters(kernel, wanted)
     findings: list[Finding] = []
     # ctypes frees a callback with the last reference to it, so they are kept until the end.
+    found = _FOUND(_collector(findings))
     services = _CServices(
-        ABI, None, _ACCESSIBLE(_within(wanted)), _VARIABLE(), _FOUND(_collector(findings)), wanted.seed, wanted.checks
+        ABI, None, _ACCESSIBLE(_within(wanted)), _VARIABLE(), found, wanted.seed, wanted.checks, _FILL, _FOUND()
     )
     given = _CLaunch(
         (ctypes.c_uint32 * 3)(*wanted.grid),

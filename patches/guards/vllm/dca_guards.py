@@ -39,6 +39,8 @@ KERNEL_BLOCK = 16
 ROWS = 64
 # The slash lines that the backend takes before all others: those of the nearest keys.
 NEAREST = 100
+# The keys that the backend gives a head in a chunk where it has chosen none.
+FEW = 5
 # Where the V0 engines that enforce structured output have the code for it.
 GUIDED_MODULE = "vllm.model_executor.guided_decoding"
 STEP_OP = "advance_step_flashattn"
@@ -416,24 +418,55 @@ def _check_entry(entry: object, layer: int, head: int) -> None:
     )
 
 
-def check_slash_lines(config: Mapping[str, Any], layers: int, heads: int, max_model_len: int, chunk_len: int) -> None:
+def check_lines(
+    config: Mapping[str, Any], layers: int, heads: int, gpus: int, max_model_len: int, chunk_len: int
+) -> None:
     """Refuse a head that may be left without a slash line in its own chunk, which the conversion of indices needs.
 
     A head with n < 100 lines gets any n of the 100 nearest. Where the queries end at most 100 - n tokens behind a
     chunk's border, they can all lie before it. The kernel then takes the filling of its buffer for a line, and fills
-    its list of columns without an end.
+    its list of columns without an end. A chunk of n < 100 tokens limits the lines of every head to n: the backend keeps
+    what it limits them to in the first chunk.
+
+    A head that has chosen no key in a chunk is given five there, which must fit into the list of the GPU's widest head.
 
     Args:
         config: `dual_chunk_attention_config`, its table checked.
         layers: of the model.
         heads: query heads of the model.
+        gpus: how many share them.
         max_model_len: of the engine.
         chunk_len: prompts up to this length have one chunk, and every line lies in it.
     """
     table = config.get("sparse_attention_config")
     if not table or not config.get("sparse_attention_enabled", True) or max_model_len <= chunk_len:
         return
+    if chunk_len < NEAREST:
+        raise _refusal(
+            "DCA-819",
+            f"A chunk has {chunk_len} tokens (chunk_size - local_size), and at least {NEAREST} are required for sparse "
+            "attention past one chunk",
+            "vLLM gives no head more lines than the first chunk has tokens, and with fewer it may choose none in the "
+            "chunk that the prompt ends in; the kernel that converts indices then does not end and writes past its "
+            "buffers",
+            "Correct the two sizes in config.json, set sparse_attention_enabled to false there, or pass "
+            f"--max-model-len {chunk_len} or less",
+        )
     for layer, row in enumerate(_table_rows(table, layers, heads)):
+        on_one = heads // gpus
+        for first in range(0, heads, on_one):
+            most = max(row[head][1] for head in range(first, min(first + on_one, heads)))
+            if most < FEW:
+                raise _refusal(
+                    "DCA-818",
+                    f"The sparse attention table gives the heads {first} to {first + on_one - 1} of layer {layer}, "
+                    f"those of one GPU, at most {most} vertical lines, and one of them needs {FEW} for prompts past "
+                    f"one chunk of {chunk_len} tokens",
+                    f"vLLM gives a head that has chosen no key in a chunk {FEW} keys, has no room for them, and would "
+                    "stop at the first such prompt",
+                    f"Use the {TABLE_FILE} that was published with this model, give each head at least {FEW} vertical "
+                    f"lines, or pass --max-model-len {chunk_len} or less",
+                )
         for head, (_, _, slash, _) in row.items():
             if slash < NEAREST:
                 raise _refusal(
@@ -803,10 +836,10 @@ def check_engine(vllm_config: Any, sparse_head_dims: Sequence[int] | None = SPAR
     transfer = vllm_config.kv_transfer_config
     check_transfer(transfer and transfer.kv_connector, model_config.max_model_len, chunks.original_max)
     notice = check_sparse_table(config, text_config.num_hidden_layers, heads, model_config.model)
-    check_slash_lines(config, text_config.num_hidden_layers, heads, model_config.max_model_len, chunks.chunk_len)
+    gpus, tokens = vllm_config.parallel_config.tensor_parallel_size, scheduler_config.max_num_batched_tokens
+    check_lines(config, text_config.num_hidden_layers, heads, gpus, model_config.max_model_len, chunks.chunk_len)
     if sparse_head_dims is not None and _on_gpu(vllm_config):
         check_sparse_heads(config, model_config.get_head_size(), sparse_head_dims)
-    gpus, tokens = vllm_config.parallel_config.tensor_parallel_size, scheduler_config.max_num_batched_tokens
     check_sparse_lists(config, text_config.num_hidden_layers, heads, gpus, tokens, chunks.chunk_len)
     if notice is not None:
         _logger.warning("%s", notice)

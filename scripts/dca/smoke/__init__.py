@@ -445,6 +445,7 @@ def _not_compiled(overlay: Path | None, error: DcaError) -> CaseResult:
 def _worker_request(request: Request, about: Subject, wheel: Path, variants: list[_Variant]) -> dict[str, Any]:
     """The request for `workers/prove.py`, without the level."""
     rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
+    recorded = about.inspected.recorded
     modules = {"backend": about.files.backend, "rotary": about.files.rotary}
     listed = [
         {"name": variant.name, "oracle": None, "overlay": variant.name or None, "kernel": str(variant.kernel)}
@@ -458,7 +459,8 @@ def _worker_request(request: Request, about: Subject, wheel: Path, variants: lis
         "sampled": sampled,
         "quick": request.quick,
         "case_seconds": CASE_SECONDS[request.quick],
-        "dtypes": list(recorded.serves.dtypes) if (recorded := about.inspected.recorded) else [],
+        "dtypes": list(recorded.serves.dtypes) if recorded else [],
+        "head_dims": list(recorded.serves.head_dims) if recorded else [],
         "seed": request.seed,
         "cases": list(request.cases),
         "modules": None if _bare(about.inspected) else modules,

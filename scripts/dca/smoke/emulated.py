@@ -14,9 +14,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.smoke.subject import Subject
 
-# Not "shared": compilers read shared memory early and drop what no thread has written, as cub's reductions show. It is
-# filled with NaN, which a result that uses it shows.
-CHECKS = ("addresses", "races")
+CHECKS = ("addresses", "shared", "races")
 # In an engine each kernel runs many times with the same shapes.
 CHECKS_OF_ENGINES = ("addresses",)
 # What the device finds in a run of the cases, in its scratch folder.

@@ -86,6 +86,26 @@ static int drawn() {
   return error;
 }
 
+// The last thread reads what nothing has written, and uses it or not.
+extern "C" __global__ void shifted(int *to, int uses) {
+  __shared__ int numbers[40];
+  volatile int *all = numbers;
+  all[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  int next = all[threadIdx.x + 1];
+  to[threadIdx.x] += threadIdx.x < 31 || uses ? next : 0;
+}
+
+static int unwritten(int uses) {
+  int *memory, host[32] = {};
+  cudaMalloc(&memory, sizeof host);
+  cudaMemset(memory, 0, sizeof host);
+  shifted<<<1, 32>>>(memory, uses);
+  int error = cudaMemcpy(host, memory, sizeof host, cudaMemcpyDeviceToHost);
+  std::printf("%d %d %d\n", host[0], host[30], error);
+  return 0;
+}
+
 static int rejected() {
   beyond<<<1, 2000>>>(nullptr, 0);
   int first = cudaPeekAtLastError(), second = cudaGetLastError(), third = cudaGetLastError();
@@ -141,6 +161,7 @@ int main(int count, char **words) {
   if (!std::strcmp(what, "outside")) return outside();
   if (!std::strcmp(what, "rejected")) return rejected();
   if (!std::strcmp(what, "drawn")) return drawn();
+  if (!std::strcmp(what, "unwritten")) return unwritten(number);
   if (!std::strcmp(what, "memory")) return memory();
   if (!std::strcmp(what, "events")) return events();
   if (!std::strcmp(what, "facts")) return facts();

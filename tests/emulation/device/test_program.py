@@ -18,8 +18,9 @@ from tests.support import RunDca
 SOURCE = Path(__file__).with_name("program.cu")
 Emulate = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")]
-# cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorIllegalAddress
-VALUE, CONFIGURATION, DEVICE, ADDRESS = 1, 9, 101, 700
+# cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorIllegalAddress,
+# cudaErrorLaunchFailure
+VALUE, CONFIGURATION, DEVICE, ADDRESS, FAILURE = 1, 9, 101, 700, 719
 PINNED, UNREGISTERED = 1, 0
 
 
@@ -179,6 +180,22 @@ def test_a_failed_kernel_makes_every_later_call_fail(emulate: Emulate, tmp_path:
     found = json.loads(findings.read_text())
     assert (found["kind"], found["kernel"], found["block"]) == ("address", "beyond", [0, 0, 0])
     assert "DCA-837: beyond: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uses", "options", "found"), [(0, "shared", []), (1, "shared", ["uninitialized"]), (1, "races", [])]
+)
+def test_shared_memory_that_nothing_wrote_is_found_where_a_result_depends_on_it(
+    emulate: Emulate, tmp_path: Path, uses: int, options: str, found: list[str]
+) -> None:
+    findings = tmp_path / "findings"
+    done = emulate("unwritten", str(uses), options=("--check", options, "--findings", str(findings)))
+    lines = [json.loads(line) for line in findings.read_text().splitlines()] if findings.exists() else []
+    assert [line["kind"] for line in lines] == found, done.stderr
+    # What is run twice is written once.
+    assert done.stdout == (f"0 0 {FAILURE}\n" if found else "1 31 0\n")
+    if found:
+        assert (lines[0]["kernel"], lines[0]["lane"]) == ("shifted", 31)
 
 
 def test_a_rejected_launch_and_a_second_device_are_errors_that_stay_until_asked_for(emulate: Emulate) -> None:

@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 
 from dca.catalogue.plan import Plan
-from dca.emulation import kernels
-from dca.foundation import data, store
+from dca.foundation import data, documents, store
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
+from dca.pipeline.wheel import Made
+from dca.sources import fetch
 from dca.toolchain import environments
 from tests.emulation.faults import modules, sources
+from tests.support.mutants import KERNEL
 
 # What flash-attention pins at each of the commits that the tests use.
 CUTLASS = "751eb9a8859ac36bfc77551f9e4a957c31a5a8b1"
 
 
 @pytest.fixture(scope="session")
-def compiler(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> sources.Compiler:
+def kernel_compiler(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> sources.Compiler:
     """The compiler of flash-attention's kernels."""
     _, cutlass = sources.clones()
     folder = tmp_path_factory.mktemp("clones") / "cutlass"
@@ -28,12 +30,12 @@ def compiler(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> sources
 
 @pytest.fixture(scope="session")
 def builder(
-    compiler: sources.Compiler, plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
+    kernel_compiler: sources.Compiler, plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
 ) -> modules.Builder:
     """The builder of flash-attention's module, against the torch that the wheel runs with."""
     run = Run(cache, Silent(), tmp_path_factory.mktemp("torch") / "log")
     lock = data.run_lock(plan.recipe, "lean")
-    return modules.Builder(compiler, environments.make(lock, plan.python_path, plan.python, run))
+    return modules.Builder(kernel_compiler, environments.make(lock, plan.python_path, plan.python, run))
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +46,7 @@ def launched(builder: modules.Builder, tmp_path_factory: pytest.TempPathFactory)
     return builder.kernels(tree, folder)
 
 
-@pytest.fixture
-def faulty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
-    """A cache for kernels that are run once: they are compiled in half the time, without optimisation."""
-    quick = tuple("-O0" if flag.startswith("-O") else flag for flag in kernels._FLAGS if flag != "-ftree-vectorize")
-    monkeypatch.setattr(kernels, "_FLAGS", quick)
-    return store.Store(tmp_path / "cache").open()
+@pytest.fixture(scope="session")
+def source(made: Made) -> str:
+    """The index conversion of the wheel."""
+    return (documents.read(fetch.Tree, Path(made.run) / "source.json").path("source") / KERNEL).read_text()

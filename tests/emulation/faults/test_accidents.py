@@ -41,9 +41,9 @@ def wrong(text: str, case: sparse.Case, cache: Store) -> str:
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_columns_of_later_sequences_are_wrong_in_the_forks_kernel_and_right_with_the_patch(
-    compiler: sources.Compiler, faulty_cache: Store, tmp_path: Path, patched: bool
+    kernel_compiler: sources.Compiler, faulty_cache: Store, tmp_path: Path, patched: bool
 ) -> None:
-    text = compiler.sparse(fork(tmp_path / "tree", patched=patched), CASE, tmp_path)
+    text = kernel_compiler.sparse(fork(tmp_path / "tree", patched=patched), CASE, tmp_path)
 
     assert wrong(text, sparse.Case(bfloat16=True, causal=True, old=True, batch=1), faulty_cache) == ""
     found = wrong(text, CASE, faulty_cache)

@@ -5,21 +5,18 @@ The sources are clones, see `sources`; those of the index conversion are the whe
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from dca.foundation import documents
 from dca.foundation.store import Store
-from dca.pipeline.wheel import Made
-from dca.sources import fetch
 from tests.emulation.faults import examination, modules, sources, test_accidents
 from tests.emulation.faults.examination import Subject, Verdict
 from tests.emulation.faults.source_faults import CONVERSION, DEVICE, HOSTS
 from tests.support import RunDca
-from tests.support.mutants import KERNEL, Mutant
+from tests.support.mutants import Mutant
 
-pytestmark = pytest.mark.whole
 CASE = test_accidents.CASE
 # A module's errors beyond this are found; half a unit in the last place of its outputs is less.
 BOUND = 1e-2
@@ -45,38 +42,35 @@ def report(mutant: Mutant, verdict: Verdict) -> None:
     )
 
 
+@pytest.mark.whole
 def test_there_are_at_least_thirty() -> None:
     assert len({one.name for one in (*DEVICE, *HOSTS, *CONVERSION)}) == len(DEVICE) + len(HOSTS) + len(CONVERSION) >= 30
 
 
 @pytest.fixture(scope="module")
-def sound(compiler: sources.Compiler, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def sound(kernel_compiler: sources.Compiler, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The fork's sparse kernel with the patch; it has no fault."""
     folder = tmp_path_factory.mktemp("sound")
     tree = test_accidents.fork(folder / "tree", patched=True)
-    return examination.of_sparse(compiler.sparse(tree, CASE, folder), sources.ENTRY, CASE)
+    return examination.of_sparse(kernel_compiler.sparse(tree, CASE, folder), sources.ENTRY, CASE)
 
 
+@pytest.mark.whole
 def test_the_sparse_kernel_without_a_fault_is_right(sound: Subject, faulty_cache: Store) -> None:
     assert examination.written(sound, faulty_cache)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mutant", DEVICE, ids=name_of)
 def test_a_fault_of_the_sparse_kernel_is_found(
-    mutant: Mutant, sound: Subject, compiler: sources.Compiler, faulty_cache: Store, tmp_path: Path
+    mutant: Mutant, sound: Subject, kernel_compiler: sources.Compiler, faulty_cache: Store, tmp_path: Path
 ) -> None:
     tree = test_accidents.fork(tmp_path / "tree", patched=True)
     changed(tree, mutant)
-    verdict = examination.examined(sound, compiler.sparse(tree, CASE, tmp_path), faulty_cache)
+    verdict = examination.examined(sound, kernel_compiler.sparse(tree, CASE, tmp_path), faulty_cache)
 
     report(mutant, verdict)
     assert verdict.state == "found", verdict.why
-
-
-@pytest.fixture(scope="module")
-def source(made: Made) -> str:
-    """The index conversion of the wheel."""
-    return (documents.read(fetch.Tree, Path(made.run) / "source.json").path("source") / KERNEL).read_text()
 
 
 def conversions(text: str) -> list[Subject]:
@@ -86,21 +80,36 @@ def conversions(text: str) -> list[Subject]:
     return [examination.of_conversion(text, one) for one in entries]
 
 
-@pytest.mark.parametrize("mutant", CONVERSION, ids=name_of)
-def test_a_fault_of_the_index_conversion_is_found(
-    mutant: Mutant, source: str, toolkit: Path, faulty_cache: Store, tmp_path: Path
-) -> None:
-    text = sources.Compiler(toolkit, tmp_path).conversion(mutant.apply(source), tmp_path)
+def examine(mutant: Mutant, source: str, compiler: sources.Compiler, cache: Store, folder: Path) -> None:
+    """Put a fault into the index conversion, and assert that it is found."""
+    text = compiler.conversion(mutant.apply(source), folder)
     verdict = Verdict("missed", "it is in none of the kernels")
     # A fault is in one of the kernels or in both.
     for subject in conversions(text):
         if verdict.state == "missed":
-            verdict = examination.examined(subject, text, faulty_cache)
+            verdict = examination.examined(subject, text, cache)
 
     report(mutant, verdict)
     assert verdict.state == "found", verdict.why
 
 
+@pytest.mark.whole
+@pytest.mark.parametrize("mutant", CONVERSION, ids=name_of)
+def test_a_fault_of_the_index_conversion_is_found(
+    mutant: Mutant, source: str, toolkit: Path, faulty_cache: Store, tmp_path: Path
+) -> None:
+    examine(mutant, source, sources.Compiler(toolkit, tmp_path), faulty_cache, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_drawn_fault_of_the_index_conversion_is_found(
+    chance: random.Random, source: str, toolkit: Path, faulty_cache: Store, tmp_path: Path
+) -> None:
+    examine(chance.choice(CONVERSION), source, sources.Compiler(toolkit, tmp_path), faulty_cache, tmp_path)
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("mutant", HOSTS, ids=name_of)
 def test_a_fault_of_the_host_code_is_found(
     mutant: Mutant, launched: list[Path], builder: modules.Builder, dca: RunDca, tmp_path: Path

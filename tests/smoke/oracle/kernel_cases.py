@@ -184,14 +184,25 @@ def test_names_are_unique_and_what_is_left_out_is_named() -> None:
 @pytest.mark.parametrize(("emulated", "quick"), kernels.EXTENTS)
 def test_a_data_type_that_a_wheel_lacks_has_no_case_and_is_named(emulated: bool, quick: bool) -> None:
     def names(*dtypes: str) -> set[str]:
-        extent = kernels.extent_of(dtypes, emulated=emulated, quick=quick)
+        extent = kernels.extent_of(dtypes, (), emulated=emulated, quick=quick)
         return {case.name for case in kernels.cases(stand_in(), None, extent, device="cpu")}
 
     assert names() == names("bfloat16", "float16")
     assert names() - names("bfloat16") == {name for name in names() if "/float16" in name} != set()
     modules = layer.Modules(None, None)
-    (line,) = kernels.left_out(stand_in(), modules, kernels.extent_of(["bfloat16"], emulated=False, quick=False))
+    (line,) = kernels.left_out(stand_in(), modules, kernels.extent_of(["bfloat16"], (), emulated=False, quick=False))
     assert "float16" in line
+
+
+@pytest.mark.parametrize("head_dims", [(), (64, 128), (128,)])
+def test_dense_attention_of_other_heads_is_run_where_the_wheel_has_kernels_for_them(head_dims: tuple[int, ...]) -> None:
+    extent = kernels.extent_of((), head_dims, emulated=True, quick=True)
+    listed = {case.name: case for case in kernels.cases(stand_in(), None, extent, device="cpu")}
+    others = {f"{kind}/{dtype}/64" for kind in ("dense", "paged") for dtype in ("bfloat16", "float16")}
+    assert others & set(listed) == (set() if head_dims == (128,) else others)
+    if others <= set(listed):
+        assert listed["dense/bfloat16/64"].run(1)
+        assert listed["paged/float16/64"].run(1)
 
 
 # Faults of sparse attention; each takes what the right function takes.

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <set>
@@ -17,6 +18,11 @@ namespace {
 // Instructions that a launch runs before it returns to the program; the rest runs in later launches and waits. Kernels that
 // wait for another launch must not be run to their end here.
 constexpr uint64_t AT_LAUNCH = 2'000'000;
+// The same where launches are checked for what shared memory begins with: it takes those that end before the next one.
+constexpr uint64_t AT_CHECKED_LAUNCH = 20'000'000;
+// What shared memory begins with: NaN, -1; once more, to see whether a result depends on it: small positive numbers; and
+// what further orders of warps begin with.
+constexpr uint32_t FILL = 0xff, OTHER_FILL = 0x3c, FILLS[] = {FILL, OTHER_FILL, 0x00, 0xbc};
 
 // A fault of a kernel that is known and that no GPU notices: it accesses up to so many bytes behind an allocation.
 struct Fault {
@@ -39,10 +45,38 @@ const std::vector<Fault> &known_faults() {
   return all;
 }
 
+// What a launch may have changed: the allocations that its parameters point into, and variables.
+class Contents {
+ public:
+  explicit Contents(const std::vector<char> &parameters) {
+    std::set<const Allocation *> found;
+    for (size_t at = 0; at + sizeof(uintptr_t) <= parameters.size(); at += sizeof(uintptr_t)) {
+      uintptr_t address;
+      std::memcpy(&address, parameters.data() + at, sizeof address);
+      if (const Allocation *one = device().memory.find(address)) found.insert(one);
+    }
+    device().memory.each([&](const Allocation &one) {
+      if (one.kind == Kind::variable) found.insert(&one);
+    });
+    for (const Allocation *one : found) {
+      const char *start = reinterpret_cast<const char *>(one->start);
+      copies_.emplace(one->start, std::string(start, start + one->bytes));
+    }
+  }
+  void restore() const {
+    for (const auto &[start, bytes] : copies_) std::memcpy(reinterpret_cast<char *>(start), bytes.data(), bytes.size());
+  }
+  bool operator==(const Contents &other) const { return copies_ == other.copies_; }
+
+ private:
+  std::map<uintptr_t, std::string> copies_;
+};
+
 // A launch in its queue.
 class Grid : public Operation {
  public:
-  Grid(Function &function, const Launch &launch, void **arguments, uint64_t seed = setting("DCA_EMULATION_SEED", 0))
+  Grid(Function &function, const Launch &launch, void **arguments, uint32_t fill = FILL,
+       uint64_t seed = setting("DCA_EMULATION_SEED", 0))
       : module_(function.module), kernel_(function.loaded()), name_(function.name), stream_(launch.stream->number) {
     const DcaKernel &facts = *kernel_.facts;
     parameters_.resize(facts.parameter_bytes);
@@ -55,7 +89,7 @@ class Grid : public Operation {
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
-    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks()};
+    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks(), fill, unwritten};
   }
 
   ~Grid() override {
@@ -70,11 +104,13 @@ class Grid : public Operation {
         fail_for_good(cudaErrorLaunchFailure);
         return true;
       }
-      if (recording()) recorded_ = std::make_unique<Recorded>(this, recordable(), variables_);
+      if (recording() && !quiet_) recorded_ = std::make_unique<Recorded>(this, recordable(), variables_);
+      if (twin_) before_ = std::make_unique<Contents>(parameters_);
     }
     uint64_t before = kernel_.executed(grid_);
     int state = kernel_.advance(grid_, budget);
     executed += kernel_.executed(grid_) - before;
+    if (state == DCA_DONE && twin_) compare();
     if (state == DCA_FAILED || failure_ != cudaSuccess)
       fail_for_good(failure_ != cudaSuccess ? failure_ : cudaErrorLaunchFailure);
     if (state == DCA_DONE && recorded_) recorded_->end();
@@ -82,9 +118,17 @@ class Grid : public Operation {
   }
 
   const std::vector<char> &parameters() const { return parameters_; }
-  // Known faults are recorded by the launch itself.
+  // Known faults and the launch are recorded by the launch itself.
   void keep_quiet() {
+    quiet_ = true;
     for (Known &one : known_) one.recorded = true;
+  }
+  // If it reads shared memory that nothing has written, it is run again, on the same memory, as a `twin` whose shared memory
+  // begins with something else; what it writes must be the same. Not if anything is queued before it is done.
+  void watch(std::unique_ptr<Grid> twin) {
+    twin_ = std::move(twin);
+    twin_->keep_quiet();
+    queued_ = device().streams.queued() + 1;
   }
   // What the recorder keeps of it.
   Recordable recordable() const { return {*module_, name_, kernel_.facts, launch_, stream_}; }
@@ -133,6 +177,29 @@ class Grid : public Operation {
                                                                 : cudaErrorLaunchFailure;
   }
 
+  static void unwritten(void *self, const DcaFinding *one) {
+    auto *grid = static_cast<Grid *>(self);
+    if (!grid->unwritten_text_.empty()) return;
+    grid->unwritten_ = *one;
+    grid->unwritten_text_ = std::string(one->text) + ", and what the kernel writes depends on it";
+  }
+
+  void compare() {
+    if (unwritten_text_.empty() || device().streams.queued() != queued_) return;
+    const Contents first(parameters_);
+    before_->restore();
+    uint64_t executed = 0;
+    const uint64_t most = 4 * kernel_.executed(grid_) + AT_LAUNCH;
+    bool ended = false;
+    while (!(ended = twin_->advance(AT_LAUNCH, executed)) && executed < most) {
+    }
+    const bool same = ended && Contents(parameters_) == first;
+    first.restore();
+    if (same || failed_for_good()) return;
+    unwritten_.text = unwritten_text_.c_str();
+    finding(this, &unwritten_);
+  }
+
   std::string shape() const {
     std::string text;
     for (int i = 0; i < 3; i++) text += (i ? " x " : "grid ") + std::to_string(launch_.grid[i]);
@@ -152,6 +219,12 @@ class Grid : public Operation {
   DcaServices services_ = {};
   void *grid_ = nullptr;
   cudaError_t failure_ = cudaSuccess;
+  bool quiet_ = false;
+  std::unique_ptr<Grid> twin_;
+  std::unique_ptr<Contents> before_;
+  uint64_t queued_ = 0;
+  DcaFinding unwritten_ = {};
+  std::string unwritten_text_;
 };
 
 cudaError_t rejected(const Function &function, const std::string &why, cudaError_t error) {
@@ -187,35 +260,8 @@ cudaError_t check(Function &function, const Launch &launch) {
   return cudaSuccess;
 }
 
-// What a launch may have changed: the allocations that its parameters point into, and variables.
-class Contents {
- public:
-  explicit Contents(const std::vector<char> &parameters) {
-    std::set<const Allocation *> found;
-    for (size_t at = 0; at + sizeof(uintptr_t) <= parameters.size(); at += sizeof(uintptr_t)) {
-      uintptr_t address;
-      std::memcpy(&address, parameters.data() + at, sizeof address);
-      if (const Allocation *one = device().memory.find(address)) found.insert(one);
-    }
-    device().memory.each([&](const Allocation &one) {
-      if (one.kind == Kind::variable) found.insert(&one);
-    });
-    for (const Allocation *one : found) {
-      const char *start = reinterpret_cast<const char *>(one->start);
-      copies_.emplace(one->start, std::string(start, start + one->bytes));
-    }
-  }
-  void restore() const {
-    for (const auto &[start, bytes] : copies_) std::memcpy(reinterpret_cast<char *>(start), bytes.data(), bytes.size());
-  }
-  bool operator==(const Contents &other) const { return copies_ == other.copies_; }
-
- private:
-  std::map<uintptr_t, std::string> copies_;
-};
-
-// Runs a kernel's first launch in as many random orders of its warps as DCA_EMULATION_ORDERS says, each on the same memory,
-// before it is launched. What was done is a line of JSON in the file that DCA_EMULATION_ORDERED names.
+// Runs a kernel's first launch in as many random orders of its warps as DCA_EMULATION_ORDERS says, each on the same memory
+// but with other contents of shared memory, before it is launched. What was done is a line of JSON in the file that DCA_EMULATION_ORDERED names.
 void run_in_orders(Function &function, const Launch &how, void **arguments) {
   const uint64_t orders = setting("DCA_EMULATION_ORDERS", 0), most = setting("DCA_EMULATION_ORDERS_BOUND", 1'000'000'000);
   if (!orders || function.ordered) return;
@@ -230,7 +276,8 @@ void run_in_orders(Function &function, const Launch &how, void **arguments) {
   bool differs = false, ended = true;
   uint64_t done = 0, executed = 0;
   while (done < orders && executed < most && ended && !failed_for_good()) {
-    Grid grid(function, how, arguments, ++done);
+    const uint32_t fill = FILLS[done % std::size(FILLS)];
+    Grid grid(function, how, arguments, fill, ++done);
     grid.keep_quiet();
     // One that waits for another launch does not end.
     while (!grid.advance(AT_LAUNCH, executed) && (ended = executed < most)) {
@@ -256,8 +303,10 @@ cudaError_t launch(Function &function, const Launch &how, void **arguments) {
     return failed_for_good();
   }
   run_in_orders(function, how, arguments);
+  const bool checked = checks() & DCA_CHECK_SHARED;
+  if (checked && device().streams.idle()) grid->watch(std::make_unique<Grid>(function, how, arguments, OTHER_FILL));
   device().streams.enqueue(how.stream, grid);
-  device().streams.run(AT_LAUNCH);
+  device().streams.run(checked ? AT_CHECKED_LAUNCH : AT_LAUNCH);
   return failed_for_good();
 }
 

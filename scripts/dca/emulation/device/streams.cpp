@@ -59,11 +59,16 @@ void Scheduler::enqueue(Stream *stream, Work work) {
     if (ordered && other != stream && !other->queue.empty()) work->after.push_back(other->queue.back());
   }
   stream->queue.push_back(std::move(work));
+  queued_++;
   dca_emulation_pending++;
 }
 
 void Scheduler::enqueue(Stream *stream, std::function<void()> function) {
   enqueue(stream, std::make_shared<Call>(std::move(function)));
+}
+
+bool Scheduler::idle() const {
+  return std::all_of(streams_.begin(), streams_.end(), [](const Stream *one) { return one->queue.empty(); });
 }
 
 bool Scheduler::turn(uint64_t &executed) {

@@ -69,6 +69,9 @@ class Scheduler {
   void finish(Stream *);
   void finish_all();
   bool idle(const Stream *stream) const { return stream->queue.empty(); }
+  bool idle() const;
+  // How many operations were ever queued.
+  uint64_t queued() const { return queued_; }
 
  private:
   // One turn of every stream; false if nothing could be advanced.
@@ -78,7 +81,7 @@ class Scheduler {
 
   Stream *default_;
   std::set<Stream *> streams_;
-  uint64_t numbers_ = 0;
+  uint64_t numbers_ = 0, queued_ = 0;
   uint64_t without_end_ = 0;  // instructions since the last operation was done
 };
 

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DCA_EMULATION_ABI 2u
+#define DCA_EMULATION_ABI 3u
 
 // Bits of `DcaServices.checks`.
 enum { DCA_CHECK_ADDRESSES = 1, DCA_CHECK_SHARED = 2, DCA_CHECK_RACES = 4 };
@@ -44,6 +44,9 @@ struct DcaServices {
   void (*finding)(void *self, const struct DcaFinding *);
   uint64_t seed;    // 0: warps run in order; otherwise their order is drawn from it
   uint32_t checks;  // bits: addresses, shared memory, races
+  uint32_t fill;    // what each byte of shared memory begins with
+  // A read of shared memory that nothing has written; a null function makes it a finding.
+  void (*unwritten)(void *self, const struct DcaFinding *);
 };
 
 struct DcaKernel {

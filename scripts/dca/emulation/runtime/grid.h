@@ -172,7 +172,7 @@ inline void begin_block(Cta &cta, u64 number) {
   cta.memory.resize(each_warp * grid.warps + 64);
   // Registers and local memory are not zero when a kernel starts.
   memset(cta.memory.data(), POISON, cta.memory.size());
-  cta.shared.assign(grid.shared_bytes, static_cast<char>(POISON));
+  cta.shared.assign(grid.shared_bytes, static_cast<char>(grid.services.fill));
   if (grid.services.checks & DCA_CHECK_SHARED) cta.states.assign(grid.shared_bytes, UNWRITTEN);
   cta.warps.resize(grid.warps);
   char *memory = reinterpret_cast<char *>(round_up(reinterpret_cast<u64>(cta.memory.data()), 64));

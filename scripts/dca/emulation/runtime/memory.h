@@ -25,6 +25,13 @@ inline bool accessible(const Grid &grid, u64 address, u64 bytes, bool write) {
   fault(w, lane, line, "address", text("%s of %u bytes at 0x%llx is outside of %s memory", write ? "a write" : "a read", bytes,
                                        static_cast<unsigned long long>(address), space));
 }
+DCA_NOT_INLINE inline void unwritten(const Warp &w, u32 lane, u32 line, u64 offset) {
+  const DcaServices &services = w.cta->grid->services;
+  const std::string what = text("a read of shared memory at %llu, which nothing has written", static_cast<unsigned long long>(offset));
+  if (!services.unwritten) fault(w, lane, line, "uninitialized", what);
+  const DcaFinding finding = finding_at(w, lane, line, "uninitialized", what);
+  services.unwritten(services.self, &finding);
+}
 // A matrix may be loaded from memory that was not written, with rows that are masked later.
 DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, Access access) {
   u8 *states = w.cta->states.data() + offset;
@@ -33,9 +40,7 @@ DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset,
       fault(w, lane, line, "asynchronous",
             text("%s of shared memory at %llu, which an asynchronous copy writes that was not waited for",
                  access == WRITE ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
-    if ((access == READ || access == SYNCHRONIZE) && states[i] == UNWRITTEN)
-      fault(w, lane, line, "uninitialized", text("a read of shared memory at %llu, which nothing has written",
-                                                 static_cast<unsigned long long>(offset + i)));
+    if ((access == READ || access == SYNCHRONIZE) && states[i] == UNWRITTEN) unwritten(w, lane, line, offset + i);
     if (access == WRITE) states[i] = WRITTEN;
   }
 }

@@ -158,10 +158,13 @@ inline const char *source_of(const Code &code, u32 line) {
   return source;
 }
 
+inline DcaFinding finding_at(const Warp &w, u32 lane, u32 line, const char *kind, const std::string &what) {
+  const Code &code = *w.cta->grid->code;
+  return {kind, code.kernel->name, what.c_str(), {w.cta->id[0], w.cta->id[1], w.cta->id[2]}, w.index, lane, line, source_of(code, line)};
+}
 [[noreturn]] DCA_NOT_INLINE inline void fault(const Warp &w, u32 lane, u32 line, const char *kind, const std::string &what) {
   Grid &grid = *w.cta->grid;
-  DcaFinding finding{kind, grid.code->kernel->name, what.c_str(), {w.cta->id[0], w.cta->id[1], w.cta->id[2]},
-                     w.index, lane, line, source_of(*grid.code, line)};
+  const DcaFinding finding = finding_at(w, lane, line, kind, what);
   if (grid.services.finding)
     grid.services.finding(grid.services.self, &finding);
   else

@@ -165,6 +165,7 @@ class Extent:
         layers: the inputs of the whole layer.
         timed: what is timed; nothing if not given.
         ops: of the other ops, the names of those that are compared; all that have a reference if not given.
+        other_dims: of heads without dual chunk attention, for dense attention; those that the wheel has kernels for.
     """
 
     dim: int
@@ -181,6 +182,7 @@ class Extent:
     layers: tuple[whole.Plan, ...]
     timed: speed.Plan | None
     ops: tuple[str, ...] | None = None
+    other_dims: tuple[int, ...] = ()
 
 
 # The 1M models have 28 heads over 4 key heads, and 40 over 8; here split over all possible numbers of GPUs.
@@ -198,6 +200,8 @@ FULL = Extent(
     runs=20,
     layers=(whole.FULL,),
     timed=speed.FULL,
+    # Other kernels than those of 128, and what most other models have.
+    other_dims=(64,),
 )
 QUICK = replace(
     FULL,
@@ -243,16 +247,21 @@ KERNELS_QUICK = replace(
 EXTENTS = {(False, False): FULL, (False, True): QUICK, (True, False): KERNELS, (True, True): KERNELS_QUICK}
 
 
-def extent_of(dtypes: Sequence[str], *, emulated: bool, quick: bool) -> Extent:
+def extent_of(dtypes: Sequence[str], head_dims: Sequence[int], *, emulated: bool, quick: bool) -> Extent:
     """The extent of the cases of a wheel.
 
     Args:
         dtypes: those that its kernels have, as torch names them; all when empty.
+        head_dims: likewise.
         emulated: the GPU is emulated.
         quick: only cases that take less than a minute in all.
     """
     extent = EXTENTS[emulated, quick]
-    return replace(extent, dtypes=tuple(dtype for dtype in extent.dtypes if not dtypes or _name(dtype) in dtypes))
+    return replace(
+        extent,
+        dtypes=tuple(dtype for dtype in extent.dtypes if not dtypes or _name(dtype) in dtypes),
+        other_dims=tuple(dim for dim in extent.other_dims if not head_dims or dim in head_dims),
+    )
 
 
 def cases(kernels: Kernels, modules: Modules | None, extent: Extent, *, device: str = "cuda") -> list[Case]:
@@ -281,12 +290,13 @@ def cases(kernels: Kernels, modules: Modules | None, extent: Extent, *, device: 
         )
     for dtype in extent.dtypes:
         name = _name(dtype)
-        listed.append(
-            Case(f"dense/{name}", f"dense attention of ragged lengths in {name}", partial(_dense, bench, dtype))
-        )
-        listed.append(
-            Case(f"paged/{name}", f"dense decoding from pages, in parts, in {name}", partial(_paged, bench, dtype))
-        )
+        for dim in (extent.dim, *extent.other_dims):
+            of_dim = replace(bench, extent=replace(extent, dim=dim))
+            other, more = ("", "") if dim == extent.dim else (f"/{dim}", f", head dimension {dim}")
+            proves = f"dense attention of ragged lengths in {name}{more}"
+            listed.append(Case(f"dense/{name}{other}", proves, partial(_dense, of_dim, dtype)))
+            proves = f"dense decoding from pages, in parts, in {name}{more}"
+            listed.append(Case(f"paged/{name}{other}", proves, partial(_paged, of_dim, dtype)))
         if kernels.sparse_ragged:
             proves = f"sparse attention of ragged lengths in {name}"
             listed.append(Case(f"sparse/{name}/ragged", proves, partial(_sparse_ragged, bench, dtype)))

@@ -310,7 +310,10 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     others = ops.registered("cuda") - before
     sample = bool(REQUEST.get("sample"))
     extent = kernels.extent_of(
-        REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=sample or bool(REQUEST.get("quick"))
+        REQUEST["dtypes"],
+        REQUEST["head_dims"],
+        emulated=LEVEL == "kernels",
+        quick=sample or bool(REQUEST.get("quick")),
     )
     left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others, extent.ops)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
