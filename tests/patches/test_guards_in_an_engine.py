@@ -38,7 +38,7 @@ class Harm:
     dual: dict[str, Any] = field(default_factory=dict)
     prompts: tuple[int, ...] = (250,)
     original: int = 0
-    chunking: tuple[int, int] = (128, 32)
+    chunking: tuple[int, int] = (144, 32)
     ends: str = ""
 
 
@@ -70,7 +70,7 @@ HARMS = {
         },
         ends="AssertionError",
     ),
-    "DCA-819": Harm(chunking=(128, 40)),
+    "DCA-819": Harm(chunking=(144, 40)),
     "DCA-820": Harm(settings={"enable_chunked_prefill": False, "max_num_batched_tokens": 1024}),
     "DCA-823": Harm(settings={"dtype": "float16"}, ends="Error"),
 }

@@ -36,7 +36,7 @@ PAGE = 16
 MOST = 5
 
 MODEL = Tiny(
-    Model(heads=4, kv_heads=2, dim=128, base=1e4, chunking=oracle.Chunking(128, 32), original=0, dtype=torch.bfloat16)
+    Model(heads=4, kv_heads=2, dim=128, base=1e4, chunking=oracle.Chunking(144, 32), original=0, dtype=torch.bfloat16)
 )
 STRIDE = MODEL.attention.chunking.stride
 STOOD_IN = (
@@ -73,7 +73,7 @@ class Plan:
 
 
 # A prompt of one to six chunks; its last piece ends within a chunk.
-CHUNKS = Plan(MODEL, (70, 161, 250, 345, 441, 537), words=4, demands=("pieces", "mixed"))
+CHUNKS = Plan(MODEL, (70, 180, 290, 400, 510, 620), words=4, demands=("pieces", "mixed"))
 # Below, at and above the original length; one passes it while it answers.
 ORIGINAL = 200
 FACTOR = Plan(
