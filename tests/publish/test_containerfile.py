@@ -197,6 +197,7 @@ def test_no_digest_of_an_image_is_in_the_tree() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.network
 def test_hadolint_accepts_it(index: Path, hadolint: Path, tmp_path: Path) -> None:
     file = tmp_path / "Containerfile"
     text = containerfile(VERSION, Folder(index)).text
