@@ -16,7 +16,6 @@ from dca import publish
 from dca.catalogue import base_images
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.publish import layout
 from dca.publish.containerfile import SHARE, UID, containerfile
 from dca.publish.folder import Folder
 from dca.wheelfile import sbom
@@ -99,18 +98,6 @@ def test_whoever_builds_names_an_index_of_no_known_address(tmp_path: Path) -> No
     text = containerfile(None, Folder(tmp_path / "index")).text
     assert "\nARG INDEX_URL\n" in text
     assert "--build-arg INDEX_URL=" in text
-
-
-def test_a_recipes_own_variables_are_set(tmp_path: Path) -> None:
-    from dca.serve import engines
-
-    engine = next(one for one in engines.load_all() if one.environment)
-    put(tmp_path / "index", wheel(tmp_path), evidence=[lock_for(tmp_path)[1]])
-    path = tmp_path / "index" / layout.record(wheel(tmp_path).name)
-    path.write_text(path.read_text().replace('"recipe": "one"', f'"recipe": "{engine.recipe}"'))
-    text = containerfile(None, Folder(tmp_path / "index")).text
-    for name, value in engine.environment.items():
-        assert f'\nENV {name}="{value}"\n' in text
 
 
 @pytest.mark.parametrize(
@@ -259,6 +246,7 @@ class TestWithThisMachineInPlaceOfTheBaseImages:
         done = scene.images.run(image, *image.command)
         assert (done.stdout, done.returncode) == (f"{VERSION} 1.5 {UID} {UID} /home/serve\n", 0), done.stderr
         assert scene.images.run(image, "touch", "/opt/vllm/bin/vllm").returncode != 0
+        assert scene.images.run(image, "touch", "/home/serve/.cache/model").returncode == 0
         assert scene.images.run(image, "python", "-m", "pip", "--version").returncode != 0, "the image has no pip"
         assert not Path("/opt/vllm").exists(), "nothing of it is on the machine"
 

@@ -146,7 +146,9 @@ _names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 
 @click.group("index")
 def command() -> None:
-    """List, yank, remove and clean up the wheels of an index that `dca publish` made, sign it, and print Containerfiles for it.
+    """List, yank, remove and clean up the wheels of an index that `dca publish` made, and sign it.
+
+    It also prints Containerfiles for its wheels.
 
     NAME is a wheel's file name, or a version for all its wheels: 1.0+dca1.cu124 or package==1.0+dca1.cu124.
     """

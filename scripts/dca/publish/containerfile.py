@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +16,6 @@ from dca.publish.admit import LOCK
 from dca.publish.place import Place
 from dca.publish.records import read_records, read_settings
 from dca.publish.values import Evidence, Record
-from dca.serve import engines
 from dca.trust import evidence as proof_of
 from dca.trust import runlock
 
@@ -76,7 +74,6 @@ def containerfile(name: str | None, place: Place) -> Containerfile:
         _check(proof, place)
     if proof_of.BY_KIND[LOCK] not in files:
         raise _refused(record, "the index has no lock for it, so what it runs with is not known.")
-    environment = {engine.recipe: engine.environment for engine in engines.load_all()}.get(record.recipe, {})
     url, build, serve = read_settings(place).url, images.build.format(python), images.serve.format(python)
     text = _template().render(
         wheel=record,
@@ -89,7 +86,6 @@ def containerfile(name: str | None, place: Place) -> Containerfile:
         sbom=proof_of.BY_KIND[SBOM],
         view=record.view or layout.ALL,
         packages=images.packages,
-        environment=environment,
         port=PORT,
         share=SHARE,
         user=USER,
@@ -185,5 +181,4 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=False,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["quoted"] = lambda value: json.dumps(str(value))
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
