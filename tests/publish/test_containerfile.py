@@ -73,8 +73,8 @@ def index(published: Path, tmp_path: Path) -> Path:
 def test_it_names_tags_and_hashes_and_no_digest(index: Path) -> None:
     made = containerfile(VERSION, Folder(index))
     (record,) = (one for one in publish.listing(Folder(index)).wheels if one.version == VERSION)
-    froms = [rest for name, rest in instructions(made.text) if name == "FROM"]
-    assert froms == [f"{made.build}@${{BUILD_DIGEST}} AS build", f"{made.serve}@${{SERVE_DIGEST}}"]
+    bases = [rest for name, rest in instructions(made.text) if name == "FROM"]
+    assert bases == [f"{made.build}@${{BUILD_DIGEST}} AS build", f"{made.serve}@${{SERVE_DIGEST}}"]
     for image, argument in ((made.build, "BUILD_DIGEST"), (made.serve, "SERVE_DIGEST")):
         assert re.search(rf"^#   docker buildx imagetools inspect .* {re.escape(image)}$", made.text, re.MULTILINE)
         assert f"\nARG {argument}\n" in made.text, "no default"
