@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from dca.catalogue import (
+    base_images,
     compiler_caches,
     failures,
     host_packages,
@@ -28,6 +29,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     torch_releases.load,
     compiler_caches.load_all,
     host_packages.load,
+    base_images.load,
     failures.load,
     known.load,
     models.load_all,

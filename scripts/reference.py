@@ -54,6 +54,7 @@ PRINTED = {
         f"dca config {name}" for name in ("show", "check", "set-yarn", "set-dca", "use-1m", "drop-dca", "undo")
     ),
     "dca.config-plot/1": ("dca config plot",),
+    "dca.containerfile/1": ("dca index containerfile",),
     "dca.doctor/1": ("dca doctor",),
     "dca.engine-made/1": ("dca engine make",),
     "dca.engines/1": ("dca engine list",),

@@ -223,7 +223,7 @@ def quoted(page: Path) -> Iterator[list[str]]:
     ]
     spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     for line in [*lines, *(span for span in spans if re.match(r"(\.venv/bin/)?(dca|make) ", span))]:
-        for command in re.split(r" (?:\||&&|;) ", line):
+        for command in re.split(r" (?:\||&&|;|> \S+) ?", line):
             found = shlex.split(command, comments=True)
             while found and re.match(r"[A-Z_]+=", found[0]):
                 found.pop(0)

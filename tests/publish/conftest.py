@@ -72,6 +72,12 @@ def installers(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> 
     return _installed("installers", cache, tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def hadolint(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the linter of Containerfiles, from its lock."""
+    return _installed("hadolint", cache, tmp_path_factory)
+
+
 def _installed(name: str, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lock, version = Path(__file__).with_name(f"{name}.txt"), f"{sys.version_info[0]}.{sys.version_info[1]}"
     log = tmp_path_factory.mktemp(name) / "log"

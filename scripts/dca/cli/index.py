@@ -148,6 +148,8 @@ _names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def command() -> None:
     """List, yank, remove and clean up the wheels of an index that `dca publish` made, and sign it.
 
+    It also prints Containerfiles for its wheels.
+
     NAME is a wheel's file name, or a version for all its wheels: 1.0+dca1.cu124 or package==1.0+dca1.cu124.
     """
 
@@ -161,6 +163,24 @@ def list_wheels(where: Where, output: options.Output) -> None:
     with output.terminal() as reporter:
         listing = publish.listing(where.place(reporter, writes=False))
     output.show(listing, render_listing(listing), always=True)
+
+
+@command.command("containerfile", short_help="Print a Containerfile for a wheel of the index.")
+@click.argument("name", required=False, metavar="[NAME]")
+@place
+@options.output
+def containerfile(name: str | None, where: Where, output: options.Output) -> None:
+    """Print a Containerfile for an image that serves a wheel, the newest unless NAME says which.
+
+    The image installs the wheel and its lock from the served index, by hashes, and runs as an ordinary user. The
+    digests of its base images are arguments without a default; the file says which commands print them.
+    """
+    from dca.publish.containerfile import containerfile as made_for
+
+    where.check()
+    with output.terminal() as reporter:
+        made = made_for(name, where.place(reporter, writes=False))
+    output.show(made, made.text, always=True)
 
 
 @command.command("yank", short_help="Yank wheels: only requests for their exact version install them.")

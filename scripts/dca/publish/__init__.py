@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name
-from packaging.version import InvalidVersion, Version
+from packaging.utils import InvalidWheelFilename
 
 from dca.catalogue.variants import wheel_name
 from dca.foundation import documents, store
@@ -24,7 +23,7 @@ from dca.foundation.events import Reporter
 from dca.publish import admit, install, layout, pages, statement
 from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
-from dca.publish.records import Known, parse_record, read_records
+from dca.publish.records import Known, parse_record, read_records, read_settings
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
 from dca.trust import evidence as proof_of
 from dca.trust.signing import Signer
@@ -202,7 +201,7 @@ def listing(place: Place) -> Listing:
     """
     place.check()
     records = install.newest_first(read_records(place).records())
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(records))
+    return Listing(index=place.name, url=read_settings(place).url, wheels=tuple(records))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -384,7 +383,7 @@ def _change(
 ) -> Published:
     with place.writing():
         known = read_records(place)
-        before = {record.file: record for name in names for record in _named(name, known, removed=removed)}
+        before = {record.file: record for name in names for record in known.named(name, removed=removed)}
         after = {name: change(record) for name, record in before.items()}
         changed = {name: record for name, record in after.items() if record != before[name]}
         known.write(changed.values())
@@ -398,60 +397,9 @@ def _change(
     )
 
 
-def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
-    """The wheels that a user names: one by its file name, or all wheels of a version.
-
-    Args:
-        name: as the user wrote it.
-        known: the index.
-        removed: whether removed wheels count if no listed wheel has that name.
-
-    Raises:
-        DcaError: DCA-903.
-    """
-    file = name.rsplit("/", 1)[-1]
-    project, separator, text = name.rpartition("==")
-    try:
-        version = str(Version(text))
-    except InvalidVersion:
-        version = ""
-    every = [
-        record
-        for record in known.records()
-        if record.file == file
-        or (version and record.version == version and (not separator or record.project == canonicalize_name(project)))
-    ]
-    listed = [record for record in every if record.state == "listed"]
-    named = listed or (every if removed else [])
-    projects = sorted({record.project for record in named})
-    if len(projects) == 1:
-        return named
-    if projects:
-        raise DcaError(
-            "DCA-903",
-            f"{name} is a version of several packages.",
-            remedy="name the package: " + " or ".join(f"{project}=={version}" for project in projects) + ".",
-        )
-    raise DcaError(
-        "DCA-903",
-        f"{known.place.name} has no wheel {name}.",
-        why="it was removed." if every else "",
-        remedy="publish the same file again to restore it."
-        if every
-        else "name a file or a version that `dca index list` shows.",
-    )
-
-
 def _paths(record: Record) -> dict[str, str]:
     """Paths of the files that belong to a wheel, with their sha256."""
     return statement.files_of(record) if record.state == "listed" else {}
-
-
-def _settings(place: Place) -> Settings:
-    try:
-        return Settings.model_validate_json(place.read(layout.SETTINGS))
-    except (FileNotFoundError, ValueError):
-        return Settings()
 
 
 @dataclass(frozen=True)
@@ -485,7 +433,7 @@ def _settle(known: Known, *, url: str | None = None, signing: Signing) -> Settle
         signing: how it is signed.
     """
     place = known.place
-    before = _settings(place)
+    before = read_settings(place)
     settings = before if url is None else before.model_copy(update={"url": url})
     if signing.signers and not settings.id:
         settings = settings.model_copy(update={"id": statement.new_id()})

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import Place, raced
-from dca.publish.values import Record, reason
+from dca.publish.values import Record, Settings, reason
 
 # Records that are read at the same time: a bucket takes some 30 ms to answer for each.
 READERS = 8
@@ -51,6 +54,49 @@ class Known:
     def records(self) -> list[Record]:
         """Every record, sorted by file name."""
         return [self.kept[name].record for name in sorted(self.kept)]
+
+    def named(self, name: str, *, removed: bool) -> list[Record]:
+        """The wheels that a user names: one by its file name, or all wheels of a version.
+
+        Args:
+            name: as the user wrote it.
+            removed: whether removed wheels count if no listed wheel has that name.
+
+        Raises:
+            DcaError: DCA-903.
+        """
+        file = name.rsplit("/", 1)[-1]
+        project, separator, text = name.rpartition("==")
+        try:
+            version = str(Version(text))
+        except InvalidVersion:
+            version = ""
+        of = canonicalize_name(project)
+        every = [
+            record
+            for record in self.records()
+            if record.file == file
+            or (version and record.version == version and (not separator or record.project == of))
+        ]
+        listed = [record for record in every if record.state == "listed"]
+        named = listed or (every if removed else [])
+        projects = sorted({record.project for record in named})
+        if len(projects) == 1:
+            return named
+        if projects:
+            raise DcaError(
+                "DCA-903",
+                f"{name} is a version of several packages.",
+                remedy="name the package: " + " or ".join(f"{project}=={version}" for project in projects) + ".",
+            )
+        raise DcaError(
+            "DCA-903",
+            f"{self.place.name} has no wheel {name}.",
+            why="it was removed." if every else "",
+            remedy="publish the same file again to restore it."
+            if every
+            else "name a file or a version that `dca index list` shows.",
+        )
 
     def sums(self) -> bytes:
         """The hashes of all records' files."""
@@ -103,6 +149,14 @@ def read_records(place: Place) -> Known:
     known = Known(place)
     known.refresh()
     return known
+
+
+def read_settings(place: Place) -> Settings:
+    """The settings of an index; the defaults if they are missing or damaged."""
+    try:
+        return Settings.model_validate_json(place.read(layout.SETTINGS))
+    except (FileNotFoundError, ValueError):
+        return Settings()
 
 
 def sums(hashes: Mapping[str, str]) -> bytes:
