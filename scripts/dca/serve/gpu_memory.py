@@ -164,6 +164,9 @@ def layer_token_bytes(group: Layers, layout: Layout, width: float = HALF) -> flo
         layout: how the model is distributed.
         width: bytes of one number.
     """
+    if group.kind == "latent" and group.expanded:
+        # The kernel takes values as wide as keys.
+        return max(1, group.heads // layout.tp) * 2 * group.key_dim * width
     if group.kind == "latent":
         return (group.latent + group.rotary) * width + group.index
     if group.kind in ("state", "none") or not group.cached:
