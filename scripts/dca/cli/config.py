@@ -28,11 +28,7 @@ def _wheels(wheels: tuple[Path, ...]) -> tuple[Path, ...]:
     return wheels or tuple(sorted(DIST.glob("*.whl")))
 
 
-def _located(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
-    return config.located(folder)
-
-
-_folder = click.argument("folder", type=options.PATH, metavar="DIR", callback=_located)
+_folder = click.argument("folder", type=options.MODEL, metavar="DIR")
 _model = click.option(
     "--model", show_default="recognized by its shape and name", help="Which model of build/models the folder holds."
 )

@@ -18,7 +18,7 @@ from dca.config.asking import Asking
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
-from dca.config.folder import Change, located, readable
+from dca.config.folder import Change, readable
 from dca.config.layout import Layout, Rotary
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
@@ -27,6 +27,7 @@ from dca.foundation import store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter, Silent
+from dca.foundation.hub import located
 
 __all__ = [
     "PAGE",

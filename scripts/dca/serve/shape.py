@@ -14,6 +14,7 @@ from dca.catalogue.model_needs import UNSTATED_DTYPE
 from dca.config import config_rules, folder, layout, models
 from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout
 from dca.config.models import KnownModel
+from dca.foundation import hub
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.serve import layers as kinds
@@ -214,7 +215,7 @@ def _uniform(shape: Shape) -> Layers:
 
 
 def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
-    """The model of a folder, a config.json, or a name of build/models.
+    """The model of a folder, a config.json, a name on a hub in the hub's cache, or a name of build/models.
 
     Returns:
         The model, the content of its config.json, and that file; None in place of the file for a name.
@@ -223,14 +224,16 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
         DcaError: DCA-204, 206, 207 for a path, DCA-205 when its config.json lacks a number that memory depends on,
             DCA-214 for an unknown name, or one whose numbers are not known.
     """
-    path = Path(model)
+    path = hub.cached(model) or Path(model)
     if not path.exists():
         if path.is_absolute() or model.startswith(".") or model.endswith((".json", "/")):
             raise DcaError(
                 "DCA-204",
                 f"{model} does not exist.",
-                remedy="name a model's folder, its config.json, or a model of build/models.",
+                remedy="name a model's folder, its config.json, a name on a hub, or a model of build/models.",
             )
+        if hub.is_name(model) and not models.named(model, models.load_all()):
+            hub.located(path)
         known = models.find(model, models.load_all())
         config = config_of(known)
         return shape_of(config, known.name, known, hub=_hub(known)), config, None
@@ -244,6 +247,8 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
     name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
+    if hub.is_name(model):
+        return shape_of(found, matched.name if matched else Path(model).name, matched, table, hub=model), config, file
     return shape_of(found, Path(name).name, matched, table), config, file
 
 

@@ -327,7 +327,7 @@ def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
         arguments, seen = make_rotary(config, text)
     except Exception:
         traceback.print_exc()
-        arguments, seen = direct_rotary(text)
+        arguments, seen = direct_rotary(config, text)
     asked = arguments.get("dual_chunk_attention_config")
     facts = {
         "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
@@ -339,7 +339,19 @@ def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def positions_factor(whole: Any) -> int | None:
+    """How many times its length a model with several axes of positions has rows for, when its module says so itself."""
+    try:
+        asked = getattr(layer_module(whole.architectures), "mrope_positions_factor", None)
+    except Exception:
+        traceback.print_exc()
+        return None
+    # As for a server without a draft and without pruning of videos.
+    model = types.SimpleNamespace(multimodal_config=None)
+    return int(asked(types.SimpleNamespace(speculative_config=None, model_config=model))) if asked else None
+
+
+def direct_rotary(whole: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rotary embedding by vLLM's `get_rope`, with the arguments that its models give."""
     package = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
     vars(package).get("_ROPE_DICT", {}).clear()
@@ -358,6 +370,8 @@ def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         arguments.update(
             base=getattr(text, "rope_theta", 10000.0), rotary_dim=int(head * part), rope_scaling=own or None
         )
+    if "mrope_positions_factor" in inspect.signature(package.get_rope).parameters and (factor := positions_factor(whole)):
+        arguments["mrope_positions_factor"] = factor
     seen: dict[str, Any] = {}
     with few_rows(seen):
         rotary = package.get_rope(**arguments)
