@@ -1,11 +1,11 @@
-"""Prints build/classes/classes.toml: what transformers' configuration classes take for what a config.json does not state.
+"""Prints build/classes/classes.toml: what transformers' classes take for what a config.json does not state.
 
 Run it in an environment with transformers (`dca config readers --install transformers-5` makes one):
 
     PYTHONPATH=READER ENVIRONMENT/bin/python scripts/class_defaults.py > build/classes/classes.toml
 
-Only values that a class takes whatever the others are belong in it: one that changes with another is tried out by doubling
-that other one. The lists at the end of the file are written by hand, and copied from the file that there is.
+Only values that a class takes whatever the others are belong in it: whether one changes with another is tried out by
+doubling that other one. The lists at the beginning of the file are written by hand, and copied from it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def value(config: Any, name: str) -> Any:
     vars(config)["allow_global_per_layer_attribute_access"] = True
     try:
         return getattr(config, name, None)
-    except Exception:  # noqa: BLE001 - each class raises its own
+    except Exception:
         return None
 
 
@@ -44,7 +44,7 @@ def made(kind: Any, **given: int) -> Any:
     """A config of a class; None for values that it rejects."""
     try:
         return kind(**given)
-    except Exception:  # noqa: BLE001 - each class raises its own
+    except Exception:
         return None
 
 
@@ -102,10 +102,7 @@ def main() -> None:
     text = FILE.read_text("utf-8")
     sys.stdout.write(text.partition("\n[")[0].strip() + f"\n\n[defaults]\n# transformers {transformers.__version__}\n")
     for name in names:
-        try:
-            found = defaults(table[name])
-        except Exception:  # noqa: BLE001 - a class that needs what is not installed
-            continue
+        found = defaults(table[name])
         if found.get("hidden_size") and (name in causal or "rope_theta" in found):
             words = ", ".join(f"{key} = {json.dumps(one)}" for key, one in found.items())
             sys.stdout.write(f"{json.dumps(name)} = {{ {words} }}\n")

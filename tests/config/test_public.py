@@ -24,8 +24,8 @@ CASES = ROOT / "tests/cases/config"
 FILES = sorted(CASES.glob("*.json"))
 EVERYONE = readers.load_all()
 FORM = edit.form_for([reader for reader in EVERYONE if reader.shown])
-# No YaRN is written for models whose class states rope_theta, for those that scale compressed layers alone, and for those
-# that do not rotate positions.
+# No YaRN is written for models whose class states rope_theta, for those that scale compressed layers alone, and for
+# those that do not rotate positions.
 NOT_EDITED = 20
 # Edits that a reader cannot rotate with, which DCA-217 refuses where that reader is installed: one class takes every
 # scaling for llama3, one multiplies a head_dim that its file does not state, and one wants an object per layer type.
@@ -42,9 +42,6 @@ REFUSED = {
         "mistralai--Mixtral-8x7B-v0.1",
     },
 }
-# vLLM enlarges the length of models with several axes of positions four times, for their rotary table, and computes
-# YaRN from the enlarged one (MRotaryEmbedding in 0.32.0).
-AXES = {"vllm-0.32": 4}
 # Folders of one process; a process takes a minute to start on a busy machine.
 AT_ONCE = 30
 
@@ -170,7 +167,7 @@ def test_readers_load_every_edit_and_rotate_as_asked(name: str, cache: store.Sto
         numbers = {key: float(found.parameters[key]) for key in ("beta_fast", "beta_slow") if key in found.parameters}
         yarn = rotary.Yarn(
             factor=found.factor or 0.0,
-            original=(found.original or 0.0) * (AXES.get(name, 1) if "mrope_section" in found.parameters else 1),
+            original=found.original or 0.0,
             truncate=found.parameters.get("truncate") is not False,
             **numbers,
         )

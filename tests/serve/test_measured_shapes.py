@@ -43,8 +43,8 @@ estimated maximum model length is 41440.
 """
 NO_ROOM_V0 = """
 INFO 11-20 [model_runner.py:1077] Loading model weights took 14.9888 GB
-ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be stored in KV cache \
-(31232). Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.
+ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be stored in KV \
+cache (31232). Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.
 """
 GIVEN = """
 (EngineCore pid=9) INFO 11-01 [core.py:120] Initializing a V1 LLM engine (v0.33.0) with config: model='M', \

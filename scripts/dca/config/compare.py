@@ -12,6 +12,8 @@ from dca.foundation.documents import Value
 
 CLOSE = 1e-6
 MOST = 1e12
+AXES = 4
+"""How many times their length engines have rows for, of some models with several axes of positions; YaRN's too."""
 BETAS = {"beta_fast": rotary.BETA_FAST, "beta_slow": rotary.BETA_SLOW}
 
 
@@ -80,6 +82,9 @@ def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
         return "plain"
     if yarn is not None and _close(inverse, rotary.scaled(dim, base, yarn)):
         return "YaRN's formula"
+    longer = yarn.model_copy(update={"original": AXES * yarn.original}) if yarn else None
+    if longer is not None and _close(inverse, rotary.scaled(dim, base, longer)):
+        return f"YaRN's formula, of {AXES} x the original length"
     return "neither plain nor YaRN's formula"
 
 

@@ -217,8 +217,8 @@ def keys(subject: Subject) -> Iterator[Finding]:
                 yield subject.warning(
                     "DCA-121",
                     f"{who} the formula's value.",
-                    "nothing to do if the model's own file has it; else `dca config set-yarn --attention-factor` writes "
-                    "the keys of both.",
+                    "nothing to do if the model's own file has it; else `dca config set-yarn --attention-factor` "
+                    "writes the keys of both.",
                     *path,
                     name,
                 )

@@ -129,7 +129,7 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
     if not found.rotates or found.text_type in classes.load().unrotated:
         raise DcaError(
             "DCA-208",
-            f"models of the type {found.text_type or 'in ' + source.name} do not rotate positions, so YaRN has no effect.",
+            f"a model of the type `{found.text_type}` does not rotate positions: YaRN would have no effect.",
             why="their positions are learned, biases of attention, or left to recurrent layers.",
             remedy="keep the file as it is.",
         )

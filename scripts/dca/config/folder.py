@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path

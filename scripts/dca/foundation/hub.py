@@ -1,4 +1,4 @@
-"""Models that a hub's client has downloaded: the folder that a hub's name, ORG/NAME, stands for. Nothing is downloaded."""
+"""Models that a hub's client has downloaded: the folder that a name on a hub, ORG/NAME, stands for."""
 
 from __future__ import annotations
 
