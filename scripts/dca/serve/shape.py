@@ -11,8 +11,8 @@ from typing import Any
 
 from dca import config as configs
 from dca.catalogue.model_needs import UNSTATED_DTYPE
-from dca.config import config_rules, folder, layout, models
-from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout
+from dca.config import compare, config_rules, folder, layout, models
+from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout, Rotary
 from dca.config.models import KnownModel
 from dca.foundation import hub
 from dca.foundation.documents import Value
@@ -120,6 +120,7 @@ class Shape(Value):
         chosen: experts that compute each token.
         expert_inner: elements between the two halves of one expert.
         rows: rows of the rotary table, one for each position.
+        tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
@@ -157,6 +158,7 @@ class Shape(Value):
     chosen: int = 0
     expert_inner: int = 0
     rows: int
+    tables: int = 0
     length: int
     original: int = 0
     chunk_size: int = 0
@@ -334,6 +336,7 @@ def shape_of(
         chosen=max((group.chosen for group in layers.groups), default=0) if experts else 0,
         expert_inner=expert_inner,
         rows=rows if dual else found.context or rows,
+        tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
@@ -369,6 +372,20 @@ def quantized(method: str, shape: Shape) -> Shape:
     if method == "fp8":
         return shape.model_copy(update={"quantized": Quantized(method="fp8", bits=8, online=True)})
     return shape.model_copy(update={"quantized": Quantized(method=method, bits=4, group=128, pack=8)})
+
+
+def _table(found: Layout, rotary: Rotary, length: int) -> int:
+    """Bytes of the table of a rotary embedding: a row of cosines and sines for each position that it can reach."""
+    rows, factor = length, max(1.0, min(rotary.factor or 1.0, MOST))
+    if rotary.type in layout.MULTIPLIED:
+        # The table reaches as far as the scaling, whether or not the length does.
+        rows = int(length * factor)
+    elif rotary.type == "yarn":
+        rows = int((rotary.original or length) * factor)
+    elif rotary.type == "longrope":
+        rows = length + (rotary.original or 0)
+    rows *= compare.AXES if "mrope_section" in rotary.parameters else 1
+    return min(rows, MOST) * (found.rotated(rotary) or 0) * 2
 
 
 def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tuple[int, int, bool]:
