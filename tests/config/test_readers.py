@@ -338,6 +338,11 @@ def test_all_readers_are_installed_but_those_that_cannot_be(tmp_path: Path, monk
     monkeypatch.setattr(readers, "install", install)
     said = CliRunner().invoke(cli_config, ["readers", "--install", "all", "--cache-dir", str(tmp_path / "cache")])
     assert set(tried) == {name for name, reader in KNOWN.items() if reader.recipe}
+    # The space of all is told before the first.
+    made = [reader for reader in KNOWN.values() if reader.recipe]
+    assert all(reader.disk_gb > 0 for reader in made)
+    assert sum(reader.disk_gb for reader in made) + max(reader.shared_gb for reader in made) < 6
+    assert f"{len(made)} readers: about " in said.output
     assert isinstance(said.exception, DcaError)
     assert "1 of" in said.exception.what
     assert "vllm-0.10.2" in said.exception.what

@@ -133,6 +133,9 @@ def reader_list(
     names = [reader.name for reader in known if reader.recipe] if "all" in chosen else chosen
     failed: list[str] = []
     with output.terminal() as reporter:
+        if len(names) > 1:
+            wanted = [readers.find(name, known) for name in names]
+            reporter.note(f"{len(wanted)} readers: {readers.space(wanted, cache)} on disk.")
         for name in names:
             log = cache.open().folder("run", "readers") / "install.log"
             try:
@@ -505,8 +508,9 @@ def _installing(folder: str, names: set[str]) -> Iterator[str]:
         yield "  No reader is installed, so there is nothing to show. Install one:"
         width = max(len(command) for command, _ in own)
         for command, reader in own:
-            needs = [reader.cost, "" if reader.package else "needs its wheel in dist/"]
-            yield f"    {command:<{width}}  # {'; '.join(filter(None, (reader.title, *needs)))}"
+            needs = [reader.title, f"{reader.disk_gb:g} GB", "needs its wheel in dist/" if reader.wheel else ""]
+            yield f"    {command:<{width}}  # {'; '.join(filter(None, needs))}"
+        yield f"  The environment that they share takes {max(reader.shared_gb for _, reader in own):g} GB."
     yield from (f"  {reader.title} is not installed: {reader.get}" for reader in asked if not reader.recipe)
     yield f"  No reader is needed for `dca config check {shlex.quote(folder)}`."
 

@@ -67,8 +67,10 @@ class Reader(Value):
     """The date as of which `make locks` resolves the package's dependencies."""
     get: str = ""
     """How to get it, when dca cannot install it."""
-    cost: str = ""
-    """Disk space and time that its installation took, measured; readers of one recipe share most of it."""
+    disk_gb: float = Field(default=0.0, ge=0)
+    """Disk space of its own packages in 10^9 bytes, measured."""
+    shared_gb: float = Field(default=0.0, ge=0)
+    """Disk space of the environment that it shares with other readers of the recipe, and with builds."""
     knows: tuple[str, ...] = ()
     """Model types with rotary embeddings that it reads, of a reader from before rope_parameters."""
     wants: Wants
@@ -259,8 +261,8 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
             f"{reader.title} cannot be installed: its own Python code is missing, {NO_WHEEL}.",
             remedy=f"build its wheel with `dca wheel --recipe {reader.wheel}`, or name the wheel with --wheel.",
         )
-    if reader.cost and isinstance(locate(reader, cache, wheels), str):
-        reporter.note(f"{reader.title}: {reader.cost}.")
+    if isinstance(locate(reader, cache, wheels), str):
+        reporter.note(f"{reader.title}: {space([reader], cache)} on disk.")
     own, run = machine.own_python(), Run(cache, reporter, log)
     # Its torch without CUDA is enough to read a config.
     python = environments.make_without_cuda(_lock(reader), own.path, own.version, run)
@@ -268,6 +270,18 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     place = locate(reader, cache, wheels)
     assert isinstance(place, Installed)  # noqa: S101 - everything that it needs was made or checked above
     return place
+
+
+def space(wanted: Sequence[Reader], cache: store.Store) -> str:
+    """The disk space that readers take besides what is there, in words."""
+    new = [reader for reader in wanted if reader.recipe and not _overlay(reader, cache).is_dir()]
+    shared = {reader.recipe: reader.shared_gb for reader in new if _base(reader, cache) is None}
+    words = f"about {sum(reader.disk_gb for reader in new):.1f} GB"
+    if shared:
+        words += (
+            f", and {sum(shared.values()):.1f} GB that all readers and builds of {', '.join(map(str, shared))} share"
+        )
+    return words
 
 
 def _lock(reader: Reader) -> Path:
