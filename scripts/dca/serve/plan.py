@@ -182,6 +182,7 @@ def _token_words(shape: Shape, settings: Settings) -> str:
     whole = gpu_memory.kept_bytes(shape, layout.model_copy(update={"tp": 1, "dcp": 1}), settings.cache_width)
     if settings.tp > 1 and size * settings.dcp == whole:
         text += "; tensor parallelism does not divide it"
+        text += f", the {settings.dcp} ranks of decode context parallelism do" if settings.dcp > 1 else ""
     return text + "."
 
 
