@@ -398,12 +398,21 @@ def _changed(
 
     record = folder.change(target.path, command, edited, dry_run=dry_run, out=out)
     subject = _subject(target.path, after[-1], names)
+    rotated = [
+        Finding(
+            code="DCA-123",
+            severity="warning",
+            what=f"{reading.title} {what} of this file.",
+            remedy="nothing to do if you serve with another reader; else try long texts before you rely on it.",
+        )
+        for reading, what in compare.otherwise(readings, after[-1].plain())
+    ]
     return Config(
         command=command,
         folder=readable(target.path),
         model=_name(subject.model),
         readings=readings,
-        findings=config_rules.check(subject),
+        findings=(*config_rules.check(subject), *rotated),
         change=record,
         lost=lost,
     )
