@@ -38,7 +38,7 @@ class ModelPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path of the folder, or of the file."""
-        return hub.located(super().convert(value, param, ctx))
+        return hub.located(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
 MODEL = ModelPath(path_type=Path)

@@ -530,10 +530,10 @@ def _apart(found: Quantized, stored: dict[str, Any], places: dict[str, tuple[int
         weights, targets = (group.get("weights"), group.get("targets")) if isinstance(group, dict) else (None, None)
         if isinstance(targets, list):
             groups.append((_width(weights, found), Names(list(map(str, targets))), "Linear" in targets))
-    for name, names in _by_algorithm(stored).items() if not groups else ():
-        bits = _named_bits(name) or found.bits
-        share = next((scale / size for kind, (size, scale) in SCALES.items() if kind in name.lower()), 0.0)
-        groups.append((bits + share, Names(names), False))
+    for algorithm, listed in _by_algorithm(stored).items() if not groups else ():
+        bits = _named_bits(algorithm) or found.bits
+        share = next((scale / size for kind, (size, scale) in SCALES.items() if kind in algorithm.lower()), 0.0)
+        groups.append((bits + share, Names(listed), False))
     widths: dict[str, float] = {}
     usual = found.bits + scale_bits(found)
     both = bool(set(places.get("dense", ())) & set(places.get("experts", ())))
