@@ -15,7 +15,7 @@ from dca.catalogue import (
     toolkits,
     torch_releases,
 )
-from dca.config import models, readers
+from dca.config import classes, models, readers
 from dca.emulation import known
 from dca.engines import values as cpu_engines
 from dca.foundation.errors import DcaError
@@ -33,6 +33,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     failures.load,
     known.load,
     models.load_all,
+    classes.load,
     readers.load_all,
     cpu_engines.load_all,
     engines.load_all,

@@ -196,6 +196,22 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
             dropped.write_text(overrides((), reader.without))
             lock = data.reader_lock(reader.name)
             solve([inputs, "--override", dropped], lock, cache, before=reader.lock_date, python=reader.oldest)
+        if reader.wheel:
+            text = data.run_lock(reader.wheel, "lean").read_text(encoding="utf-8")
+            data.reader_lock(reader.name).write_text(fewer(text, reader.without), encoding="utf-8")
+
+
+def fewer(lock: str, without: Iterable[str]) -> str:
+    """A lock without some packages, and without CUDA's."""
+    dropped = set(without)
+    # An entry begins at the margin, and its hashes are indented.
+    entries = re.split(r"^(?=\S)", lock, flags=re.MULTILINE)
+    kept = (
+        entry
+        for entry in entries
+        if (name := re.split(r"[=\[ ;]", entry, maxsplit=1)[0]) not in dropped and not name.startswith("nvidia-")
+    )
+    return "".join(kept)
 
 
 def overrides(packages: Iterable[str], without: Iterable[str]) -> str:

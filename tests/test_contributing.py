@@ -96,6 +96,7 @@ MISTAKES = {
     "build/failures/serving.toml": ("cause =", "because ="),
     "build/models/Qwen2-7B-Instruct.toml": ("layers = 28", 'layers = "28"'),
     "build/readers/transformers-4.toml": ("kind =", "kin ="),
+    "build/classes/classes.toml": ("ungated =", "ungate ="),
     "build/serving/vllm-0.10.2.toml": ("recipe =", "recipe"),
     "build/gpus/gpus.toml": ("context_gib =", "contexts_gib ="),
     "build/torch/releases.toml": ("cuda =", "coda ="),

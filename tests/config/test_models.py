@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ def test_every_reader_stands_on_a_recipe_and_a_lock_or_says_how_to_get_it() -> N
     for reader in known:
         assert (reader.recipe in names) != bool(reader.get)
         lock = data.reader_lock(reader.name)
-        assert lock.is_file() == bool(reader.package)
+        assert lock.is_file() == bool(reader.package or reader.wheel)
+        assert not (reader.package and reader.wheel)
+        if lock.is_file():
+            # torch is the environment's, and CUDA is not needed.
+            assert not re.findall(r"^(?:torch|nvidia-[\w-]+|triton)==", lock.read_text(encoding="utf-8"), re.MULTILINE)
         if reader.package:
             assert f"\n{reader.package} \\\n" in lock.read_text(encoding="utf-8")
     assert len([entry for entry in known if str(entry.package).startswith("transformers==4.")]) >= 3

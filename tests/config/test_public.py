@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dca.config import asking, config_rules, edit, layout, readers, rotary, text
+from dca.config import asking, classes, config_rules, edit, layout, readers, rotary, text
 from dca.config.config_rules import Subject
 from dca.config.edit import YarnSetting
 from dca.config.layout import LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, THETA, Layout
@@ -24,8 +24,9 @@ CASES = ROOT / "tests/cases/config"
 FILES = sorted(CASES.glob("*.json"))
 EVERYONE = readers.load_all()
 FORM = edit.form_for([reader for reader in EVERYONE if reader.shown])
-# No YaRN is written for models whose class states rope_theta, and for those that scale compressed layers alone.
-NOT_EDITED = 12
+# No YaRN is written for models whose class states rope_theta, for those that scale compressed layers alone, and for
+# those that do not rotate positions.
+NOT_EDITED = 20
 # Edits that a reader cannot rotate with, which DCA-217 refuses where that reader is installed: one class takes every
 # scaling for llama3, one multiplies a head_dim that its file does not state, and one wants an object per layer type.
 REFUSED = {
@@ -41,15 +42,18 @@ REFUSED = {
         "mistralai--Mixtral-8x7B-v0.1",
     },
 }
-# vLLM enlarges the length of models with several axes of positions four times, for their rotary table, and computes
-# YaRN from the enlarged one (MRotaryEmbedding in 0.32.0).
-AXES = {"vllm-0.32": 4}
 # Folders of one process; a process takes a minute to start on a busy machine.
 AT_ONCE = 30
 
 
 def read(path: Path) -> Json:
     return text.parse(path.read_bytes(), path.name)
+
+
+def fixed(found: Layout) -> bool:
+    """Whether a file has nothing that YaRN can scale."""
+    unrotated = not found.rotates or found.text_type in classes.load().unrotated
+    return unrotated or found.rotary[0].base is None or edit.COMPRESSED in found.text
 
 
 def wanted(found: Layout) -> YarnSetting:
@@ -64,7 +68,7 @@ def edited() -> Iterator[tuple[str, Json, Json]]:
     for path in FILES:
         source = read(path)
         found = layout.read(source.plain())
-        if found.rotary[0].base is not None and edit.COMPRESSED not in found.text:
+        if not fixed(found):
             yield path.stem, source, edit.set_yarn(source, wanted(found), FORM, replace=True)
 
 
@@ -93,7 +97,7 @@ def test_a_scaling_of_the_models_own_is_not_replaced_unasked() -> None:
     for path in FILES:
         source = read(path)
         found = layout.read(source.plain())
-        if found.rotary[0].base is None or edit.COMPRESSED in found.text:
+        if fixed(found):
             with pytest.raises(DcaError, match="DCA-208"):
                 edit.set_yarn(source, wanted(found), FORM)
         elif found.rotary[0].scaled or found.rotary[0].type != "default":
@@ -164,7 +168,7 @@ def test_readers_load_every_edit_and_rotate_as_asked(name: str, cache: store.Sto
         numbers = {key: float(found.parameters[key]) for key in ("beta_fast", "beta_slow") if key in found.parameters}
         yarn = rotary.Yarn(
             factor=found.factor or 0.0,
-            original=(found.original or 0.0) * (AXES.get(name, 1) if "mrope_section" in found.parameters else 1),
+            original=found.original or 0.0,
             truncate=found.parameters.get("truncate") is not False,
             **numbers,
         )

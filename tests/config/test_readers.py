@@ -209,6 +209,27 @@ def test_readers_that_do_not_scale_are_marked(tmp_path: Path) -> None:
     assert not rows["base (rope_theta)"].differs
 
 
+def test_readers_that_rotate_otherwise_are_told_after_an_edit() -> None:
+    """What was found of models with several axes of positions in vLLM 0.32, and of transformers 4.51."""
+    value = config(rope_scaling={**DOCUMENTED, "mrope_section": [16, 24, 24]})
+    longer = EXAMPLE.model_copy(update={"original": 4 * EXAMPLE.original})
+    rotated = {
+        "right": rotary.scaled(128, 1e6, EXAMPLE),
+        "longer": rotary.scaled(128, 1e6, longer),
+        "plain": rotary.plain(128, 1e6),
+    }
+    readings = [
+        Reading(reader=name, title=name, version="1", installed=True, base=1e6, inverse_frequencies=tuple(frequencies))
+        for name, frequencies in rotated.items()
+    ]
+    told = {reading.reader: what for reading, what in compare.otherwise(readings, value)}
+    assert told == {
+        "longer": "computes YaRN from 4 times the original length",
+        "plain": "does not scale the frequencies",
+    }
+    assert list(compare.otherwise(readings, config())) == []
+
+
 def test_readers_that_are_not_installed_say_so_and_how_to_get_them(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", config(ORDINARY))
     shown = api.show(folder, store.Store(tmp_path / "cache"))
@@ -338,6 +359,11 @@ def test_all_readers_are_installed_but_those_that_cannot_be(tmp_path: Path, monk
     monkeypatch.setattr(readers, "install", install)
     said = CliRunner().invoke(cli_config, ["readers", "--install", "all", "--cache-dir", str(tmp_path / "cache")])
     assert set(tried) == {name for name, reader in KNOWN.items() if reader.recipe}
+    # The space of all is told before the first.
+    made = [reader for reader in KNOWN.values() if reader.recipe]
+    assert all(reader.disk_gb > 0 for reader in made)
+    assert sum(reader.disk_gb for reader in made) + max(reader.shared_gb for reader in made) < 6
+    assert f"{len(made)} readers: about " in said.output
     assert isinstance(said.exception, DcaError)
     assert "1 of" in said.exception.what
     assert "vllm-0.10.2" in said.exception.what

@@ -272,3 +272,21 @@ def test_what_the_document_shows_is_what_is_printed() -> None:
     for line in shown:
         words = " ".join(line.replace("…", "").split())
         assert words in told, line
+
+
+def test_a_models_name_on_a_hub_is_read_from_the_hubs_cache(tmp_path: Path) -> None:
+    cache = str(tmp_path / "hub")
+    snapshot = tmp_path / "hub/models--Org--Own-8B/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    source = json.loads((ROOT / "tests/cases/memory/configs.json").read_text("utf-8"))["Qwen3-8B"]
+    (snapshot / "config.json").write_text(json.dumps(source))
+    words = ("Org/Own-8B", "--gpus", "1xA100-80")
+    made = ServePlan.model_validate_json(run("plan", *words, "--json", HF_HUB_CACHE=cache).stdout)
+    assert (made.model, made.served) == ("Own-8B", "Org/Own-8B")
+    assert "vllm serve Org/Own-8B" in run("command", *words, HF_HUB_CACHE=cache).stdout
+    other = run("plan", "Org/Other-8B", *words[1:], HF_HUB_CACHE=cache)
+    assert other.returncode == 2
+    assert "hf download Org/Other-8B" in other.stderr
+    # A known model needs no file.
+    known = run("plan", f"Qwen/{SEVEN}", "--gpus", "4x80", "--json", HF_HUB_CACHE=cache)
+    assert ServePlan.model_validate_json(known.stdout).model == SEVEN

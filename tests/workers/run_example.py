@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import inspect
 import io
 import json
@@ -23,6 +24,11 @@ from typing import Any
 REQUEST = json.loads(Path(sys.argv[1]).read_text())
 sys.path[:0] = REQUEST["paths"]
 MODEL = REQUEST["model"]
+try:
+    importlib.metadata.version("triton")
+except importlib.metadata.PackageNotFoundError:
+    # An environment for builds has some of its files, which would pass for the package.
+    sys.modules["triton"] = None  # type: ignore[assignment]
 
 import torch
 import vllm

@@ -28,11 +28,7 @@ def _wheels(wheels: tuple[Path, ...]) -> tuple[Path, ...]:
     return wheels or tuple(sorted(DIST.glob("*.whl")))
 
 
-def _located(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
-    return config.located(folder)
-
-
-_folder = click.argument("folder", type=options.PATH, metavar="DIR", callback=_located)
+_folder = click.argument("folder", type=options.MODEL, metavar="DIR")
 _model = click.option(
     "--model", show_default="recognized by its shape and name", help="Which model of build/models the folder holds."
 )
@@ -137,6 +133,9 @@ def reader_list(
     names = [reader.name for reader in known if reader.recipe] if "all" in chosen else chosen
     failed: list[str] = []
     with output.terminal() as reporter:
+        if len(names) > 1:
+            wanted = [readers.find(name, known) for name in names]
+            reporter.note(f"{len(wanted)} readers: {readers.space(wanted, cache)} on disk.")
         for name in names:
             log = cache.open().folder("run", "readers") / "install.log"
             try:
@@ -509,8 +508,9 @@ def _installing(folder: str, names: set[str]) -> Iterator[str]:
         yield "  No reader is installed, so there is nothing to show. Install one:"
         width = max(len(command) for command, _ in own)
         for command, reader in own:
-            needs = [reader.cost, "" if reader.package else "needs its wheel in dist/"]
-            yield f"    {command:<{width}}  # {'; '.join(filter(None, (reader.title, *needs)))}"
+            needs = [reader.title, f"{reader.disk_gb:g} GB", "needs its wheel in dist/" if reader.wheel else ""]
+            yield f"    {command:<{width}}  # {'; '.join(filter(None, needs))}"
+        yield f"  The environment that they share takes {max(reader.shared_gb for _, reader in own):g} GB."
     yield from (f"  {reader.title} is not installed: {reader.get}" for reader in asked if not reader.recipe)
     yield f"  No reader is needed for `dca config check {shlex.quote(folder)}`."
 

@@ -19,7 +19,7 @@ from dca.catalogue.plan import Request
 from dca.cli.packing import packed
 from dca.cli.pasting import pasteable
 from dca.cli.terminal import Terminal
-from dca.foundation import documents
+from dca.foundation import documents, hub
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.printable import printable
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
+
+
+class ModelPath(click.Path):
+    """A model's folder or config.json, or its name on a hub whose snapshot is in the hub's cache."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path of the folder, or of the file."""
+        return hub.located(Path(os.fsdecode(super().convert(value, param, ctx))))
+
+
+MODEL = ModelPath(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,10 @@ def request(function: Any) -> Any:
             click.option("--profile", default="lean", show_default=True, help="Profile: which modules to compile."),
             click.option("--with", "groups", multiple=True, metavar="GROUP", help="Group to add to the profile's."),
             click.option(
-                "--model", type=PATH, metavar="CONFIG", help="Model's config.json or folder; adds the groups it needs."
+                "--model",
+                type=MODEL,
+                metavar="CONFIG",
+                help="Model's config.json, folder or name on a hub; adds the groups it needs.",
             ),
             click.option("--source", type=PATH, help="Local clone or sdist to build from."),
             click.option(

@@ -78,6 +78,7 @@ class Wish:
             "batched": log.batched,
             "sequences": log.sequences,
             "utilization": log.utilization,
+            "cache_gib": log.reserved_gib,
         }
         asked = {name: value for name, value in told.items() if getattr(self.asked, name) is None and value}
         if log.version and not self.asked.version and self.recipe is None and self.wheel is None:
@@ -368,7 +369,9 @@ def _log(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(logs.MOST_BYTES // 2)
         file.seek(max(len(start), path.stat().st_size - logs.MOST_BYTES // 2))
-        return (start + file.read()).decode(errors="replace")
+        whole = start + file.read()
+    # PowerShell's > writes UTF-16.
+    return whole.decode("utf-16" if whole.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8", "replace")
 
 
 def _unfit(plan: ServePlan) -> str:

@@ -18,7 +18,7 @@ from dca.config.asking import Asking
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
-from dca.config.folder import Change, located, readable
+from dca.config.folder import Change, readable
 from dca.config.layout import Layout, Rotary
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
@@ -27,6 +27,7 @@ from dca.foundation import store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter, Silent
+from dca.foundation.hub import located
 
 __all__ = [
     "PAGE",
@@ -397,12 +398,21 @@ def _changed(
 
     record = folder.change(target.path, command, edited, dry_run=dry_run, out=out)
     subject = _subject(target.path, after[-1], names)
+    rotated = [
+        Finding(
+            code="DCA-123",
+            severity="warning",
+            what=f"{reading.title} {what} of this file.",
+            remedy="nothing to do if you serve with another reader; else try long texts before you rely on it.",
+        )
+        for reading, what in compare.otherwise(readings, after[-1].plain())
+    ]
     return Config(
         command=command,
         folder=readable(target.path),
         model=_name(subject.model),
         readings=readings,
-        findings=config_rules.check(subject),
+        findings=(*config_rules.check(subject), *rotated),
         change=record,
         lost=lost,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dca.config import layout, rotary
@@ -12,6 +12,9 @@ from dca.foundation.documents import Value
 
 CLOSE = 1e-6
 MOST = 1e12
+AXES = 4
+"""How many times their length engines have rows for, of some models with several axes of positions; YaRN's too."""
+ENLARGED = f"YaRN's formula, of {AXES} x the original length"
 BETAS = {"beta_fast": rotary.BETA_FAST, "beta_slow": rotary.BETA_SLOW}
 
 
@@ -80,7 +83,23 @@ def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
         return "plain"
     if yarn is not None and _close(inverse, rotary.scaled(dim, base, yarn)):
         return "YaRN's formula"
+    longer = yarn.model_copy(update={"original": AXES * yarn.original}) if yarn else None
+    if longer is not None and _close(inverse, rotary.scaled(dim, base, longer)):
+        return ENLARGED
     return "neither plain nor YaRN's formula"
+
+
+def otherwise(readings: Sequence[Reading], config: dict[str, Any]) -> Iterator[tuple[Reading, str]]:
+    """The readers that rotate otherwise than a config's YaRN asks for, each with what it does."""
+    if yarn_of(config) is None:
+        return
+    told = {
+        "plain": "does not scale the frequencies",
+        ENLARGED: f"computes YaRN from {AXES} times the original length",
+    }
+    for reading in readings:
+        if (what := told.get(frequencies(reading, config) or "")) and layout.read(config).rotary[0].factor != 1:
+            yield reading, what
 
 
 def _close(values: Sequence[float], formula: Sequence[float]) -> bool:

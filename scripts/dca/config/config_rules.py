@@ -212,11 +212,13 @@ def keys(subject: Subject) -> Iterator[Finding]:
                 )
         for name, other in (("attention_factor", "attn_factor"), ("attn_factor", "attention_factor")):
             if yarn.get(name) is not None and other not in yarn:
-                who = "vLLM 0.10 ignores" if name == "attention_factor" else "transformers and vLLM 0.32 ignore"
+                of_newer = name == "attention_factor"
+                who = f"vLLM 0.10 ignores `{name}` and uses" if of_newer else f"newer readers ignore `{name}` and use"
                 yield subject.warning(
                     "DCA-121",
-                    f"{who} `{name}`, and use the formula's value.",
-                    "`dca config set-yarn --attention-factor` writes the key of both.",
+                    f"{who} the formula's value.",
+                    "nothing to do if the model's own file has it; else `dca config set-yarn --attention-factor` "
+                    "writes the keys of both.",
                     *path,
                     name,
                 )

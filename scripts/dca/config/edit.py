@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dca.config import layout, readers, rotary, text
+from dca.config import classes, layout, readers, rotary, text
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
@@ -125,6 +125,13 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
             f"{source.name} has {DCA}, which excludes YaRN.",
             why=f"vLLM ignores {SCALING} with dual chunk attention, but still multiplies the length by its factor.",
             remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
+        )
+    if not found.rotates or found.text_type in classes.load().unrotated:
+        raise DcaError(
+            "DCA-208",
+            f"a model of the type `{found.text_type}` does not rotate positions: YaRN would have no effect.",
+            why="their positions are learned, biases of attention, or left to recurrent layers.",
+            remedy="keep the file as it is.",
         )
     for name in (SCALING, PARAMETERS):
         _check_scaling(source, found, name)
@@ -288,10 +295,12 @@ def _base(source: Json, found: Layout) -> float | None:
     for value in (found.get(THETA), (found.text.get(PARAMETERS) or {}).get(THETA), stated):
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1:
             return value
+    usual = classes.defaults(found.text_type).get(THETA)
+    own = f"; transformers 5 takes {usual:,.0f} for this class" if usual else ""
     raise DcaError(
         "DCA-208",
         f"{source.name} has no rope_theta; readers then use the default of the model's class, and differ in it.",
-        remedy=f"first write the model's own {'.'.join(found.where(THETA))}, from the model's page.",
+        remedy=f"first write the model's own {'.'.join(found.where(THETA))}, from the model's page{own}.",
     )
 
 

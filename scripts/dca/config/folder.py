@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,31 +98,6 @@ def read(folder: Path, name: str = CONFIG) -> Json:
             parsed.
     """
     return text.parse(content(_folder(folder) / name), str(folder / name))
-
-
-# A URL is no name, and may hold a password.
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def located(model: Path) -> Path:
-    """A model's folder; of a hub's name, ORG/NAME, the newest snapshot in the hub's cache. Nothing is downloaded."""
-    if model.exists() or model.is_absolute() or len(model.parts) != 2 or model.parts[0] in (".", ".."):
-        return model
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    kept = hub / f"models--{model.parts[0]}--{model.parts[1]}"
-    with contextlib.suppress(OSError):
-        named = kept / "snapshots" / (kept / "refs/main").read_text(encoding="utf-8").strip()
-        snapshots = [path for path in (kept / "snapshots").iterdir() if (path / CONFIG).exists()]
-        if named in snapshots or snapshots:
-            return named if named in snapshots else max(snapshots, key=lambda path: path.stat().st_mtime)
-    if _HUB_NAME.fullmatch(str(model)) and not Path(model.parts[0]).exists():
-        raise DcaError(
-            "DCA-204",
-            f"{model} is not a folder, and the hub's cache has no config.json of that name: {hub}.",
-            remedy=f"name the model's folder, or download it first: `hf download {model} config.json`.",
-        )
-    return model
 
 
 def _folder(folder: Path) -> Path:

@@ -43,7 +43,15 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim", "d_ff"),
     "vocab_size": ("padded_vocab_size", "text_vocab_size"),
     "num_experts": ("n_routed_experts", "num_local_experts", "moe_num_experts"),
-    "num_experts_per_tok": ("num_experts_per_token", "experts_per_token", "top_k_experts", "moe_topk", "moe_top_k"),
+    "num_experts_per_tok": (
+        "num_experts_per_token",
+        "experts_per_token",
+        "top_k_experts",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+    ),
+    "moe_intermediate_size": ("expert_ffn_hidden_size",),
     THETA: ("rotary_emb_base", "rotary_base", "global_rope_theta"),
     PARTIAL: ("rotary_pct", "rotary_emb_fraction"),
     LENGTH: (
@@ -68,6 +76,8 @@ OTHER_TYPES = {"su": "longrope", "mrope": "default"}
 MULTIPLIED = ("linear", "dynamic", "ntk")
 # Their max_position_embeddings is the scaled length already.
 NOT_MULTIPLIED = ("gemma3",)
+# Values of position_embedding_type without a rotary embedding.
+UNROTATED = ("nope", "none", "absolute", "learned_absolute", "alibi", "relative_key", "relative_key_query")
 ALL = ""
 
 
@@ -229,6 +239,13 @@ class Layout:
         size, heads = self.count("hidden_size"), self.count("num_attention_heads")
         dim = self.count("head_dim") or (size // heads if size and heads else None)
         return dim if dim and 2 <= dim <= 4096 else None
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the file leaves positions to a rotary embedding; it may say that they are learned, or biases."""
+        attention = self.text.get("attn_config")
+        flags = (self.text.get("alibi"), attention.get("alibi") if isinstance(attention, dict) else None)
+        return self.text.get("position_embedding_type") not in UNROTATED and True not in flags
 
     def rotated(self, rotary: Rotary) -> int | None:
         """Elements of a head that are rotated, an even number; None when the file does not state enough."""

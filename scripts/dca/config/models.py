@@ -120,6 +120,12 @@ def _load(path: Path) -> KnownModel:
     return model
 
 
+def named(name: str, known: tuple[KnownModel, ...]) -> KnownModel | None:
+    """The model of that name, in any case and with or without its organisation; None without one."""
+    lower = name.rpartition("/")[2].lower()
+    return next((model for model in known if model.name.lower() == lower), None)
+
+
 def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
     """The model of that name, in any case and with or without its organisation.
 
@@ -127,9 +133,8 @@ def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
         DcaError: DCA-214 with the nearest name.
     """
     lower = name.rpartition("/")[2].lower()
-    for model in known:
-        if model.name.lower() == lower:
-            return model
+    if found := named(name, known):
+        return found
     names = [model.name for model in known]
     raise DcaError(
         "DCA-214",

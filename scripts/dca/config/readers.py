@@ -54,9 +54,11 @@ class Reader(Value):
     shown: bool
     """Whether `show` runs it by default."""
     recipe: Name | None = None
-    """The recipe whose environment it runs in; None when only the user can name one."""
+    """The recipe whose build environment it runs in, for torch without CUDA; None when only the user can name one."""
     package: RequirementText | None = None
-    """The package to install over that environment."""
+    """The package to install over that environment; None for a reader whose own code is in a wheel."""
+    wheel: Name | None = None
+    """The recipe whose wheel has the reader's own code, and whose run lock its packages."""
     without: tuple[Name, ...] = ()
     """Packages that the lock leaves out, because the environment's own serve for reading a config."""
     oldest: str = "3.10"
@@ -65,8 +67,10 @@ class Reader(Value):
     """The date as of which `make locks` resolves the package's dependencies."""
     get: str = ""
     """How to get it, when dca cannot install it."""
-    cost: str = ""
-    """Disk space and time that its installation took, measured; readers of one recipe share most of it."""
+    disk_gb: float = Field(default=0.0, ge=0)
+    """Disk space of its own packages in 10^9 bytes, measured."""
+    shared_gb: float = Field(default=0.0, ge=0)
+    """Disk space of the environment that it shares with other readers of the recipe, and with builds."""
     knows: tuple[str, ...] = ()
     """Model types with rotary embeddings that it reads, of a reader from before rope_parameters."""
     wants: Wants
@@ -226,13 +230,13 @@ def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Instal
     python = _base(reader, cache)
     if python is None:
         return "not installed"
-    if reader.package:
-        overlay = _overlay(reader, cache)
-        return Installed(reader, python, (overlay,)) if overlay.is_dir() else "not installed"
+    overlay = _overlay(reader, cache)
+    if not overlay.is_dir():
+        return "not installed"
+    if not reader.wheel:
+        return Installed(reader, python, (overlay,))
     wheel = _wheel(reader, wheels)
-    if wheel is None:
-        return NO_WHEEL
-    return Installed(reader, python, (_unpacked(wheel, cache),))
+    return Installed(reader, python, (_unpacked(wheel, cache), overlay)) if wheel else NO_WHEEL
 
 
 def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter: Reporter, log: Path) -> Installed:
@@ -250,37 +254,45 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     """
     if reader.recipe is None:
         raise DcaError("DCA-211", f"{reader.title} cannot be installed by dca.", remedy=reader.get)
-    if not reader.package and _wheel(reader, wheels) is None:
+    if reader.wheel and _wheel(reader, wheels) is None:
         # Before gigabytes are downloaded.
         raise DcaError(
             "DCA-211",
             f"{reader.title} cannot be installed: its own Python code is missing, {NO_WHEEL}.",
-            remedy=f"build its wheel with `dca wheel --recipe {reader.recipe}`, or name the wheel with --wheel.",
+            remedy=f"build its wheel with `dca wheel --recipe {reader.wheel}`, or name the wheel with --wheel.",
         )
-    if reader.cost and isinstance(locate(reader, cache, wheels), str):
-        reporter.note(f"{reader.title}: {reader.cost}.")
+    if isinstance(locate(reader, cache, wheels), str):
+        reporter.note(f"{reader.title}: {space([reader], cache)} on disk.")
     own, run = machine.own_python(), Run(cache, reporter, log)
-    # torch without CUDA serves for what is read from the package index, and is the environment of a build too.
-    make = environments.make_without_cuda if reader.package else environments.make
-    python = make(_lock(reader), own.path, own.version, run)
-    if reader.package:
-        _make_overlay(reader, cache, python, reporter, log)
+    # Its torch without CUDA is enough to read a config.
+    python = environments.make_without_cuda(_lock(reader), own.path, own.version, run)
+    _make_overlay(reader, cache, python, reporter, log)
     place = locate(reader, cache, wheels)
     assert isinstance(place, Installed)  # noqa: S101 - everything that it needs was made or checked above
     return place
 
 
+def space(wanted: Sequence[Reader], cache: store.Store) -> str:
+    """The disk space that readers take besides what is there, in words."""
+    new = [reader for reader in wanted if reader.recipe and not _overlay(reader, cache).is_dir()]
+    shared = {reader.recipe: reader.shared_gb for reader in new if _base(reader, cache) is None}
+    words = f"about {sum(reader.disk_gb for reader in new):.1f} GB"
+    if shared:
+        words += (
+            f", and {sum(shared.values()):.1f} GB that all readers and builds of {', '.join(map(str, shared))} share"
+        )
+    return words
+
+
 def _lock(reader: Reader) -> Path:
     """The lock of the environment with torch that a reader is installed over."""
-    lock = data.build_lock if reader.package else data.run_lock
-    return lock(str(reader.recipe), "lean")
+    return data.build_lock(str(reader.recipe), "lean")
 
 
 def _base(reader: Reader, cache: store.Store) -> Path | None:
     """The Python of that environment; None when it was not made."""
     own = machine.own_python()
-    find = environments.find_without_cuda if reader.package else environments.find
-    return find(_lock(reader), own.path, own.version, cache)
+    return environments.find_without_cuda(_lock(reader), own.path, own.version, cache)
 
 
 def _overlay(reader: Reader, cache: store.Store) -> Path:
@@ -335,7 +347,7 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
     """The newest wheel of a reader's recipe."""
-    version = recipes.find(str(reader.recipe), recipes.load_all()).recipe.base_version
+    version = recipes.find(str(reader.wheel), recipes.load_all()).recipe.base_version
     fitting = []
     for path in wheels:
         parts = path.name.split("-")

@@ -43,6 +43,11 @@ def models_folder() -> Path:
     return data_root() / "build" / "models"
 
 
+def classes_file() -> Path:
+    """What models' classes take for what a config.json does not state."""
+    return data_root() / "build" / "classes" / "classes.toml"
+
+
 def gpus_file() -> Path:
     """The known GPUs, and the memory that a server uses beside what is calculated."""
     return data_root() / "build" / "gpus" / "gpus.toml"

@@ -149,10 +149,14 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
 def table_bytes(shape: Shape) -> float:
     """Rotary tables, complete on every rank: (rows + 4 chunks)*d*2 with dual chunk attention, rows*d*2 without.
 
+    Without it, the rows are as many as the scaling reaches, and d is the share of a head that is rotated.
+
     A plugin has one of float32 with a row for each position of a chunk: (chunk_size + 1)*d*4.
     """
     if shape.merged:
         return (shape.chunk_size + 1) * shape.head_dim * SINGLE
+    if shape.tables and not shape.dual_chunk:
+        return shape.tables
     return (shape.rows + 4 * shape.chunk) * shape.head_dim * HALF
 
 
@@ -164,6 +168,9 @@ def layer_token_bytes(group: Layers, layout: Layout, width: float = HALF) -> flo
         layout: how the model is distributed.
         width: bytes of one number.
     """
+    if group.kind == "latent" and group.expanded:
+        # The kernel takes values as wide as keys.
+        return max(1, group.heads // layout.tp) * 2 * group.key_dim * width
     if group.kind == "latent":
         return (group.latent + group.rotary) * width + group.index
     if group.kind in ("state", "none") or not group.cached:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from dca.config import config_rules, layout
+from dca.config import classes, config_rules, layout
 from dca.config.layout import Layout
 from dca.foundation.documents import Value
 
@@ -62,6 +62,7 @@ class Layers(Value):
         query_rank: elements of the compressed query; 0 when queries are not compressed.
         latent: elements of the compressed keys and values.
         rotary: elements of the rotary part beside it.
+        expanded: whether compressed keys and values are cached expanded for every head.
         index: bytes of a token's key for a sparse index; 0 without one.
         state: the recurrent state; None without one.
         inner: elements between the two halves of a dense MLP; 0 without one.
@@ -86,6 +87,7 @@ class Layers(Value):
     query_rank: int = 0
     latent: int = 0
     rotary: int = 0
+    expanded: bool = False
     index: int = 0
     state: State | None = None
     inner: int = 0
@@ -112,10 +114,14 @@ class Found(Value):
 
 
 def plain(found: Layout) -> dict[str, Any]:
-    """The part of a config that describes the language model, with its numbers under their usual names."""
+    """The part of a config that describes the language model: its numbers under their usual names, and its class's own.
+
+    What the file does not state is what its class takes for it; `null` is stated.
+    """
     usual = {name: found.get(name) for name in layout.OTHER_NAMES}
     usual["num_hidden_layers"] = found.count("num_hidden_layers")
-    return {**found.text, **{name: value for name, value in usual.items() if value is not None}}
+    stated = {**found.text, **{name: value for name, value in usual.items() if value is not None}}
+    return {**classes.defaults(found.text_type), "model_type": found.text_type, **stated}
 
 
 def of(config: dict[str, Any]) -> Found:
@@ -127,16 +133,22 @@ def of(config: dict[str, Any]) -> Found:
     count = min(_count(config, "num_hidden_layers"), MOST_LAYERS)
     unknown: dict[str, None] = {}
     kinds = _kinds(config, count, unknown)
+    at = _at(config, count)
     widths = _widths(config, count)
     own = _cached(config, count)
-    each = [
-        _layer(config, index, kinds[index]).model_copy(update={"cached": own(index), **widths(index)})
-        for index in range(count)
-    ]
-    found = Counter(each)
+    each = []
+    for index in range(count):
+        here = at(index)
+        width = widths(index) if here is config else _widths(here, count)(index)
+        layer = _layer(here, index, kinds[index]).model_copy(update={"cached": own(index), **width})
+        each.append(layer)
+    found = Counter(part for layer in each for part in _parts(config, layer))
     for key, what in UNKNOWN.items():
         if config.get(key):
             unknown[what] = None
+    for key in SEVERAL:
+        if isinstance(value := config.get(key), list) and len(value) < count:
+            unknown[f"experts of several kinds ({key})"] = None
     groups = tuple(group.model_copy(update={"count": number}) for group, number in found.items())
     having: dict[str, Callable[[Layers], bool]] = {
         "attention": lambda layer: layer.kind not in ("state", "none"),
@@ -153,8 +165,47 @@ UNKNOWN = {
     "compress_ratios": "compressed attention (compress_ratios)",
     "sliding_window_list": "windows of different sizes (sliding_window_list)",
     "engram_config": "n-gram memory (engram_config)",
+    "cross_attention_layers": "keys and values of images (cross_attention_layers)",
+    "is_encoder_decoder": "an encoder (is_encoder_decoder)",
 }
 """Keys of architectures that the formulas do not know."""
+SEVERAL = ("num_experts", "moe_intermediate_size")
+"""Keys with one number for each kind of experts, in models that have several."""
+EACH = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_experts",
+    "num_experts_per_tok",
+    "n_shared_experts",
+    "num_shared_experts",
+    "num_shared_expert",
+)
+"""Keys for which some models have a number for each layer."""
+
+
+def _at(config: dict[str, Any], count: int) -> Callable[[int], dict[str, Any]]:
+    """The config of a layer, with the layer's own numbers where the file has one for each."""
+    # Of kinds of experts, the first are the text's.
+    lists = {key: value for key in EACH if isinstance(value := config.get(key), list) and value}
+    if not lists:
+        return lambda _: config
+    return lambda index: {
+        **config,
+        **{key: value[index] if len(value) >= count else value[0] for key, value in lists.items()},
+    }
+
+
+def _parts(config: dict[str, Any], layer: Layers) -> tuple[Layers, ...]:
+    """A layer of the config as the layers that the formulas know."""
+    if config.get("model_type") in classes.load().twice:
+        return layer, layer.model_copy(update={"experts": 0, "expert_inner": 0, "shared_inner": 0})
+    if layer.kind == "full" and _count(config, "mamba_d_ssm"):
+        # Attention and a state side by side, before one MLP.
+        state = _state(config, layer.heads)
+        return layer, Layers(kind="state", heads=layer.heads, state=state)
+    return (layer,)
 
 
 # --- which layer caches what -----------------------------------------------------------------------------------------
@@ -194,7 +245,8 @@ def _dense_among_experts(config: dict[str, Any]) -> int:
 
 def _kinds(config: dict[str, Any], count: int, unknown: dict[str, None]) -> list[Kind]:
     """What each layer caches."""
-    full: Kind = "latent" if _count(config, "kv_lora_rank") else "full"
+    expanded = config.get("model_type") in classes.load().expanded
+    full: Kind = "latent" if _count(config, "kv_lora_rank") and not expanded else "full"
     types = next((config[key] for key in ("layer_types", "layers_block_type") if _listed(config, key, count)), None)
     kinds: list[Kind]
     if types is not None:
@@ -238,10 +290,11 @@ def _windowed(config: dict[str, Any], index: int) -> Kind:
         return "full"
     if config.get("use_sliding_window") is True and (first := config_rules.number(config.get("max_window_layers"))):
         return "window" if index >= first else "full"
+    # Some models spell the pattern: LLLG, for local and global.
+    if isinstance(letters := config.get("sliding_window_pattern"), str) and letters:
+        return "window" if letters[index % len(letters)] == "L" else "full"
     if every := _count(config, "sliding_window_pattern"):
         return "full" if (index + 1) % every == 0 else "window"
-    if config.get("model_type") == "gemma2":
-        return "window" if index % 2 == 0 else "full"
     return "window"
 
 
@@ -249,6 +302,9 @@ def _cached(config: dict[str, Any], count: int) -> Callable[[int], bool]:
     """Whether a layer has a cache of its own: the last ones may read that of an earlier layer, or every second one."""
     if shared := _count(config, "num_kv_shared_layers"):
         return lambda index: index < count - shared
+    if isinstance(crossed := config.get("cross_attention_layers"), list):
+        # They attend to images alone.
+        return lambda index: index not in crossed
     if config.get("use_cla") is True and (factor := _count(config, "cla_share_factor")):
         return lambda index: index % factor == 0
     return lambda _: True
@@ -262,14 +318,17 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
     heads = _count(config, "num_attention_heads") or 1
     dim = _count(config, "head_dim") or _count(config, "hidden_size") // heads
     gated, keys = config.get("attn_output_gate") is True, _count(config, "num_key_value_heads") or heads
+    if config.get("multi_query") is True and config.get("new_decoder_architecture") is not True:
+        keys = 1
     if kind == "none":
         return Layers(kind=kind)
     if kind == "state":
         return Layers(kind=kind, heads=heads, gated=gated, state=_state(config, heads))
-    if kind == "latent":
+    if kind == "latent" or (kind == "full" and _count(config, "kv_lora_rank")):
         plain, rotary = _count(config, "qk_nope_head_dim"), _count(config, "qk_rope_head_dim")
         return Layers(
-            kind=kind,
+            kind="latent",
+            expanded=kind == "full",
             heads=heads,
             kv_heads=1,
             key_dim=plain + rotary,
@@ -297,13 +356,15 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
         own = config["block_configs"][index].get("attention")
         group = _count(own, "n_heads_in_group") if isinstance(own, dict) else 0
         keys = heads // group if group else (_count(own, "num_key_value_heads") if isinstance(own, dict) else 0) or keys
+    # A window as long as the longest request cuts nothing.
+    whole = kind == "window" and span >= (_count(config, layout.LENGTH) or span + 1)
     return Layers(
-        kind=kind,
+        kind="full" if whole else kind,
         heads=heads,
         kv_heads=keys,
         key_dim=dim,
         value_dim=values or dim,
-        span=span,
+        span=0 if whole else span,
         gated=gated,
         keys_are_values=single,
     )
@@ -327,6 +388,11 @@ def _state(config: dict[str, Any], heads: int) -> State:
             width=width,
         )
     size = _first(config, "mamba_d_state", "ssm_state_size", "state_size") or 128
+    if _count(config, "mamba_expand") and not _first(config, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads"):
+        # The first Mamba: one state for each channel, and no heads.
+        inner = _count(config, "mamba_expand") * _count(config, "hidden_size")
+        kernel = _count(config, "mamba_d_conv") or 4
+        return State(key_heads=0, value_heads=1, key_dim=size, value_dim=inner, kernel=kernel, width=width)
     own = _first(config, "mamba_n_heads", "mamba_num_heads")
     dim = _first(config, "mamba_d_head", "mamba_head_dim")
     if own and dim:
@@ -343,9 +409,12 @@ def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int
     inner, hidden = _count(config, "intermediate_size"), _count(config, "hidden_size")
     expert = _count(config, "moe_intermediate_size") or inner
     shared = _shared(config, expert)
-    matrices = 2 if config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") else 3
+    ungated = config.get("model_type") in classes.load().ungated
+    matrices = 2 if ungated or config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") else 3
+    # Some families leave it to the class, which takes four times the hidden size.
+    inner = inner or (4 * hidden if ungated else 0)
     mixed = _mixed(config, count)
-    both = config.get("enable_moe_block") is True
+    both = config.get("enable_moe_block") is True or config.get("model_type") in classes.load().twice
     dense = {"inner": _first(config, "intermediate_size_mlp", "dense_intermediate_size") or inner, "matrices": matrices}
     mixture = {
         "experts": experts,
@@ -400,6 +469,9 @@ def _mixed(config: dict[str, Any], count: int) -> Callable[[int], bool]:
     if isinstance(listed := config.get("moe_layers_enum"), str) and re.fullmatch(r"\d+(,\d+)*", listed):
         own = {int(index) for index in listed.split(",")}
         return lambda index: index in own
+    if period := _count(config, "expert_layer_period"):
+        offset = _count(config, "expert_layer_offset")
+        return lambda index: index % period == offset
     first = _first(config, "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
     every = _first(config, "interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq") or 1
     plain = config.get("mlp_only_layers")
@@ -445,12 +517,14 @@ class Tower(Value):
     any_size: bool = False
 
 
-def towers(config: dict[str, Any]) -> Iterator[Tower]:
-    """The parts for images and sound of a whole config."""
-    for key in ("vision_config", "visual", "audio_config", "vision_tower"):
-        part = config.get(key)
-        if isinstance(part, dict) and (found := _tower(part)).weights:
-            yield found
+def towers(found: Layout) -> Iterator[tuple[str, Tower]]:
+    """The parts for images and sound beside the text part, each with its key; one without weights is not known."""
+    beside = found.config
+    for inner in found.path or ("",):
+        for key in ("vision_config", "visual", "audio_config", "vision_tower"):
+            if isinstance(part := beside.get(key), dict) and part:
+                yield key, _tower(part)
+        beside = beside.get(inner, {})
 
 
 def _tower(part: dict[str, Any]) -> Tower:
@@ -459,6 +533,8 @@ def _tower(part: dict[str, Any]) -> Tower:
     wide = _first(part, "embed_dim", "hidden_size", "d_model", "vt_hidden_size")
     deep = _first(part, "depth", "num_hidden_layers", "encoder_layers", "num_layers", "vt_num_hidden_layers")
     inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size")
+    if not wide or not deep:
+        return Tower(weights=0, width=0)
     inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or 4))
     gated = 3 if str(part.get("hidden_act", "")) == "silu" else 2
     patches = _first(part, "spatial_merge_size", "pooling_kernel_size") or 1
@@ -469,7 +545,7 @@ def _tower(part: dict[str, Any]) -> Tower:
     weights = deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
     return Tower(
         weights=weights,
-        width=patches**2 * 2 * (wide + inner) if weights else 0,
+        width=patches**2 * 2 * (wide + inner),
         any_size="spatial_merge_size" in part,
     )
 

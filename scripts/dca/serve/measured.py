@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import ClassVar
 
 from dca.foundation.documents import Document, Value
@@ -55,6 +56,7 @@ class Measured(Value):
         sequences: max_num_seqs.
         block_size: tokens of a block.
         eager: whether CUDA graphs are off.
+        reserved_gib: memory of the KV cache that the user gave in bytes.
         cache_dtype: dtype of keys and values.
         reused: whether prompts reuse the cache of earlier ones.
     """
@@ -79,6 +81,7 @@ class Measured(Value):
     sequences: int | None = None
     block_size: int | None = None
     eager: bool | None = None
+    reserved_gib: float | None = None
     cache_dtype: str = ""
     reused: bool | None = None
 
@@ -119,7 +122,10 @@ FIGURES: dict[str, tuple[Callable[[list[float]], float], tuple[str, ...]]] = {
             rf"non-torch forward increase memory: {NUMBER}\s?GiB",
         ),
     ),
-    "consumed_gib": (max, (rf"{NUMBER} GiB for consumed memory",)),
+    "consumed_gib": (
+        max,
+        (rf"{NUMBER} GiB for consumed memory", rf"total consumed \(from mem_get_info\): {NUMBER}\s?GiB"),
+    ),
     "peak_torch_gib": (max, (rf"peak_torch_memory[\s=]+{NUMBER}\s?GiB",)),
     "graphs_gib": (
         max,
@@ -138,8 +144,11 @@ FIGURES: dict[str, tuple[Callable[[list[float]], float], tuple[str, ...]]] = {
             rf"reserved for KV Cache is {NUMBER}\s?GiB",
             rf"kv_cache_size[\s=]+{NUMBER}\s?GiB",
             rf"[Cc]urrent kv cache memory in use is {NUMBER} GiB",
+            rf"larger than the available KV cache memory \({NUMBER} GiB\)",
+            rf"reserved {NUMBER} GiB memory for KV Cache",
         ),
     ),
+    "reserved_gib": (max, (rf"reserved {NUMBER} GiB memory for KV Cache",)),
     "utilization": (
         max,
         (
@@ -150,7 +159,13 @@ FIGURES: dict[str, tuple[Callable[[list[float]], float], tuple[str, ...]]] = {
         ),
     ),
     "concurrency": (min, (rf"Maximum concurrency for {TOKENS} tokens per request: {NUMBER}x",)),
-    "tokens": (min, (rf"GPU KV cache size: {TOKENS} tokens",)),
+    "tokens": (
+        min,
+        (
+            rf"KV cache size: {TOKENS} tokens",
+            rf"number of tokens that can be stored in KV cache \({TOKENS}\)",
+        ),
+    ),
     "blocks": (min, (rf"# (?:GPU|CUDA|cuda) blocks: {TOKENS}",)),
     "length": (
         max,
@@ -159,6 +174,7 @@ FIGURES: dict[str, tuple[Callable[[list[float]], float], tuple[str, ...]]] = {
             rf"Maximum concurrency for {TOKENS} tokens per request",
             rf"max_model_len['\"]?[=:]\s?{TOKENS}",
             rf"Using max model len {TOKENS}",
+            rf"max seq len \({TOKENS}\)",
         ),
     ),
     "tp": (max, (r"tensor_parallel_size['\"]?[=:]\s?(\d{1,5})",)),
@@ -231,6 +247,7 @@ SIZES = (
     "peak_torch_gib",
     "graphs_gib",
     "cache_gib",
+    "reserved_gib",
     "tokens",
     "blocks",
     "concurrency",
@@ -243,11 +260,17 @@ def _figures(text: str, *names: str) -> dict[str, float]:
         join, patterns = FIGURES[name]
         for pattern in patterns:
             # Of two numbers in one line the last one counts: the total beside what is free, the number of requests.
-            values = [_number(match[match.re.groups]) for match in re.finditer(pattern, text)]
+            values = [_number(match[match.re.groups]) for match in re.finditer(_loose(pattern), text)]
             if values:
                 found[name] = join(values)
                 break
     return found
+
+
+@cache
+def _loose(pattern: str) -> str:
+    """A wording that terminals and pastes may have wrapped at any space."""
+    return re.sub(r" (?!\?)", r"\\s+", pattern)
 
 
 def _settings(before: str, last: str) -> dict[str, float]:
@@ -257,7 +280,7 @@ def _settings(before: str, last: str) -> dict[str, float]:
         if name in SIZES:
             continue
         for text in (last, before):
-            values = [match for pattern in patterns for match in re.finditer(pattern, text)]
+            values = [match for pattern in patterns for match in re.finditer(_loose(pattern), text)]
             if values:
                 found[name] = _number(max(values, key=lambda match: match.start())[1])
                 break

@@ -11,6 +11,7 @@ from typing import ClassVar
 from dca import inspection
 from dca.catalogue import recipes
 from dca.config.config_rules import Finding
+from dca.foundation import hub
 from dca.foundation.documents import Document
 from dca.serve import choose, engines, gpu_memory, server_rules, versions, ways
 from dca.serve import gpus as cards
@@ -181,6 +182,7 @@ def _token_words(shape: Shape, settings: Settings) -> str:
     whole = gpu_memory.kept_bytes(shape, layout.model_copy(update={"tp": 1, "dcp": 1}), settings.cache_width)
     if settings.tp > 1 and size * settings.dcp == whole:
         text += "; tensor parallelism does not divide it"
+        text += f", the {settings.dcp} ranks of decode context parallelism do" if settings.dcp > 1 else ""
     return text + "."
 
 
@@ -370,7 +372,7 @@ def subject_of(
         known=known,
         env=dict(env or {}),
     )
-    if file is not None:
+    if file is not None and not hub.is_name(model):
         return subject, str(file.parent.absolute())
     # A name with an organisation is already the hub's.
     return subject, model if "/" in model else published.hub or model

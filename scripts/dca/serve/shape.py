@@ -11,9 +11,10 @@ from typing import Any
 
 from dca import config as configs
 from dca.catalogue.model_needs import UNSTATED_DTYPE
-from dca.config import config_rules, folder, layout, models
-from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout
+from dca.config import compare, config_rules, folder, layout, models
+from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout, Rotary
 from dca.config.models import KnownModel
+from dca.foundation import hub
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.serve import layers as kinds
@@ -27,10 +28,18 @@ MOST = 1 << 32
 # Methods with 4 bits unless config.json says otherwise, and methods that pack weights into 32-bit words.
 FOUR = ("awq", "gptq")
 PACKED = ("awq", "gptq", "auto")
-SCALES = {"mxfp4": (32, 8), "nvfp4": (16, 8), "bitsandbytes": (64, 32)}
+SCALES = {"mxfp4": (32, 8), "mxfp8": (32, 8), "nvfp4": (16, 8), "bitsandbytes": (64, 32)}
 """Weights that share a scale, and the scale's bits, of methods that do not say it in quantization_config."""
 PARTS = {
-    "attention": ("self_attn.q_proj", "self_attn.o_proj", "self_attn.qkv_proj", "mixer.q_proj", "self_attn"),
+    "attention": (
+        "self_attn.q_proj",
+        "self_attn.o_proj",
+        "self_attn.qkv_proj",
+        "mixer.q_proj",
+        "attn.wq_b",
+        "attn.wo_b",
+        "self_attn",
+    ),
     "state": (
         "linear_attn.in_proj_qkv",
         "linear_attn.in_proj_qkvz",
@@ -44,8 +53,15 @@ PARTS = {
         "block_sparse_moe.experts.0.w1",
         "feed_forward.experts",
         "mixer.experts.0.up_proj",
+        "ffn.experts.0.gate_proj",
     ),
-    "shared": ("mlp.shared_expert.gate_proj", "mlp.shared_experts.gate_proj", "feed_forward.shared_expert.gate_proj"),
+    "shared": (
+        "mlp.shared_expert.gate_proj",
+        "mlp.shared_experts.gate_proj",
+        "block_sparse_moe.shared_experts.gate_proj",
+        "feed_forward.shared_expert.gate_proj",
+        "ffn.shared_experts.gate_proj",
+    ),
 }
 """Names of modules in a layer, by the part that they belong to."""
 BESIDE = ("experts.0.gate_proj", "moe.experts.0.gate_proj")
@@ -104,6 +120,7 @@ class Shape(Value):
         chosen: experts that compute each token.
         expert_inner: elements between the two halves of one expert.
         rows: rows of the rotary table, one for each position.
+        tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
@@ -141,6 +158,7 @@ class Shape(Value):
     chosen: int = 0
     expert_inner: int = 0
     rows: int
+    tables: int = 0
     length: int
     original: int = 0
     chunk_size: int = 0
@@ -199,7 +217,7 @@ def _uniform(shape: Shape) -> Layers:
 
 
 def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
-    """The model of a folder, a config.json, or a name of build/models.
+    """The model of a folder, a config.json, a name on a hub in the hub's cache, or a name of build/models.
 
     Returns:
         The model, the content of its config.json, and that file; None in place of the file for a name.
@@ -208,14 +226,16 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
         DcaError: DCA-204, 206, 207 for a path, DCA-205 when its config.json lacks a number that memory depends on,
             DCA-214 for an unknown name, or one whose numbers are not known.
     """
-    path = Path(model)
+    path = hub.cached(model) or Path(model)
     if not path.exists():
         if path.is_absolute() or model.startswith(".") or model.endswith((".json", "/")):
             raise DcaError(
                 "DCA-204",
                 f"{model} does not exist.",
-                remedy="name a model's folder, its config.json, or a model of build/models.",
+                remedy="name a model's folder, its config.json, a name on a hub, or a model of build/models.",
             )
+        if hub.is_name(model) and not models.named(model, models.load_all()):
+            hub.located(path)
         known = models.find(model, models.load_all())
         config = config_of(known)
         return shape_of(config, known.name, known, hub=_hub(known)), config, None
@@ -229,6 +249,8 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
     name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
+    if hub.is_name(model):
+        return shape_of(found, matched.name if matched else Path(model).name, matched, table, hub=model), config, file
     return shape_of(found, Path(name).name, matched, table), config, file
 
 
@@ -284,10 +306,11 @@ def shape_of(
         DcaError: DCA-205 when a number is missing.
     """
     found = config if isinstance(config, Layout) else layout.read(config)
-    whole, config = found.config, kinds.plain(found)
+    config = kinds.plain(found)
+    towers = list(kinds.towers(found))
     dual = config.get(DCA)
     dual = dual if isinstance(dual, dict) and dual else {}
-    experts = _optional(config, "num_experts")
+    experts = _widest(config, "num_experts")
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
     count, rows = _needed(config, name, "num_hidden_layers"), _needed(config, name, LENGTH)
     layers = kinds.of(config)
@@ -305,14 +328,15 @@ def shape_of(
         heads=heads,
         inner=expert_inner or widest or _needed(config, name, "intermediate_size"),
         kv_heads=config_rules.count(config.get("num_key_value_heads")) or keys or heads,
-        head_dim=found.head_dim or _lacks_number(name, "head_dim"),
+        head_dim=_head_dim(config) or _lacks_number(name, "head_dim"),
         vocabulary=_needed(config, name, "vocab_size"),
-        tied=found.tied is True,
+        tied=found.tied if found.tied is not None else config.get("tie_word_embeddings") is True,
         bias=_bias(config, known, kind),
         experts=experts,
         chosen=max((group.chosen for group in layers.groups), default=0) if experts else 0,
         expert_inner=expert_inner,
         rows=rows if dual else found.context or rows,
+        tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
@@ -326,11 +350,11 @@ def shape_of(
         known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,
         hub=hub,
-        tower=sum(tower.weights for tower in kinds.towers(whole)),
-        tower_width=max((tower.width for tower in kinds.towers(whole)), default=0),
-        any_image=any(tower.any_size for tower in kinds.towers(whole)),
+        tower=sum(tower.weights for _, tower in towers),
+        tower_width=max((tower.width for _, tower in towers), default=0),
+        any_image=any(tower.any_size for _, tower in towers),
         per_layer=_optional(config, "hidden_size_per_layer_input"),
-        unknown=layers.unknown,
+        unknown=(*layers.unknown, *(f"images or sound ({key})" for key, tower in towers if not tower.weights)),
     )
     return shape if layers.groups == (_uniform(shape),) else shape.model_copy(update={"groups": layers.groups})
 
@@ -348,6 +372,20 @@ def quantized(method: str, shape: Shape) -> Shape:
     if method == "fp8":
         return shape.model_copy(update={"quantized": Quantized(method="fp8", bits=8, online=True)})
     return shape.model_copy(update={"quantized": Quantized(method=method, bits=4, group=128, pack=8)})
+
+
+def _table(found: Layout, rotary: Rotary, length: int) -> int:
+    """Bytes of the table of a rotary embedding: a row of cosines and sines for each position that it can reach."""
+    rows, factor = length, max(1.0, min(rotary.factor or 1.0, MOST))
+    if rotary.type in layout.MULTIPLIED:
+        # The table reaches as far as the scaling, whether or not the length does.
+        rows = int(length * factor)
+    elif rotary.type == "yarn":
+        rows = int((rotary.original or length) * factor)
+    elif rotary.type == "longrope":
+        rows = length + (rotary.original or 0)
+    rows *= compare.AXES if "mrope_section" in rotary.parameters else 1
+    return min(rows, MOST) * (found.rotated(rotary) or 0) * 2
 
 
 def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tuple[int, int, bool]:
@@ -396,6 +434,9 @@ def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
 def _stored(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
     """How the weights are stored, by the config's quantization_config."""
     method = stored.get("quant_method")
+    if method is None and isinstance(producer := stored.get("producer"), dict):
+        # The quantizer's own file names only the program that wrote it.
+        method = producer.get("name")
     if not isinstance(method, str) or not method:
         return Quantized()
     method = method.lower()
@@ -408,15 +449,18 @@ def _stored(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quant
     groups = groups.values() if isinstance(groups, dict) else ()
     own = [settings.get("weights") for settings in groups if isinstance(settings, dict)]
     stored = {**stored, **(stored["quantization"] if isinstance(stored.get("quantization"), dict) else {})}
-    bits = _bits(method, stored, own)
+    inside = _settings(stored)
+    layers = _by_algorithm(stored)
+    bits = _bits(method, stored, own) or (None if own else _inside_bits(inside, layers))
     sizes = [weights.get("group_size") for weights in own if isinstance(weights, dict)]
-    sizes.append(stored.get("group_size", stored.get("q_group_size")))
+    sizes += [stored.get("group_size", stored.get("q_group_size")), *inside.get("group_size", ())]
     group = max(config_rules.count(size) or 0 for size in sizes)
     # 8-bit weights are packed only if the method or the format says that they are integers in 32-bit words.
     packed = method.startswith(PACKED) or str(stored.get("format", "")).startswith("pack") or (bits or 16) < 8
     floats = any(isinstance(weights, dict) and weights.get("type") == "float" for weights in own)
     symmetric = any(isinstance(weights, dict) and weights.get("symmetric") is True for weights in own)
-    kind = "nvfp4" if "nvfp4" in str(stored.get("quant_algo") or stored.get("format")).lower() else method
+    named = [str(stored.get("quant_algo") or stored.get("format")), *layers]
+    kind = "nvfp4" if any("nvfp4" in name.lower() for name in named) else method
     if kind in SCALES and (bits or 16) < 8:
         group, packed = group or SCALES[kind][0], False
     found = Quantized(
@@ -431,10 +475,54 @@ def _stored(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quant
     return _apart(found, stored, places)
 
 
+ASIDE = ("input", "output", "activation", "kv_cache", "bias", "zero", "scale", "layer_quant")
+"""Settings of quantization_config that are not the weights'."""
+
+
+def _settings(stored: Any) -> dict[str, list[Any]]:
+    """The settings of weights at any depth of quantization_config, each by its name."""
+    found: dict[str, list[Any]] = {}
+    parts = [stored]
+    while parts:
+        for key, value in parts.pop(0).items():
+            if isinstance(value, dict) and not str(key).startswith(ASIDE):
+                parts.append(value)
+            elif not isinstance(value, (dict, list)):
+                found.setdefault(str(key), []).append(value)
+    return found
+
+
+def _by_algorithm(stored: dict[str, Any]) -> dict[str, list[str]]:
+    """The layers that a quantizer lists one by one, by the algorithm of each."""
+    listed = stored.get("quantized_layers")
+    found: dict[str, list[str]] = {}
+    for name, own in listed.items() if isinstance(listed, dict) else ():
+        if isinstance(own, dict) and isinstance(own.get("quant_algo"), str):
+            found.setdefault(own["quant_algo"], []).append(str(name))
+    return found
+
+
+def _named_bits(name: Any) -> int | None:
+    """Bits of a weight by the name of a type or an algorithm; in W4A8 and FP8, the first number is the weights'."""
+    if not isinstance(name, str):
+        return None
+    match = re.search(r"(?:fp|int|w|nf)(\d{1,2})", name.lower())
+    return config_rules.count(int(match[1])) if match else None
+
+
+def _inside_bits(inside: dict[str, list[Any]], layers: dict[str, list[str]]) -> int | None:
+    """Bits of a weight, of methods that state them deeper in quantization_config; the most of several."""
+    named = [config_rules.count(value) for key in ("nbits", "bits", "num_bits") for value in inside.get(key, ())]
+    for key in ("dtype", "weight_dtype", "_type", "quant_type"):
+        named += [_named_bits(value) for value in inside.get(key, ())]
+    named += [_named_bits(name) for name in layers]
+    return min(max((bits for bits in named if bits), default=0), Quantized().bits) or None
+
+
 def _apart(found: Quantized, stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
     """Weights with the parts that are stored in another way, by the lists of quantization_config."""
     lists = [stored.get(key) for key in ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")]
-    lists.append(stored.get("llm_int8_skip_modules"))
+    lists += [stored.get(key) for key in ("llm_int8_skip_modules", "skip_modules", "exclude")]
     left = Names([str(name) for names in lists if isinstance(names, list) for name in names])
     given = stored.get("config_groups")
     groups = []
@@ -442,6 +530,10 @@ def _apart(found: Quantized, stored: dict[str, Any], places: dict[str, tuple[int
         weights, targets = (group.get("weights"), group.get("targets")) if isinstance(group, dict) else (None, None)
         if isinstance(targets, list):
             groups.append((_width(weights, found), Names(list(map(str, targets))), "Linear" in targets))
+    for algorithm, listed in _by_algorithm(stored).items() if not groups else ():
+        bits = _named_bits(algorithm) or found.bits
+        share = next((scale / size for kind, (size, scale) in SCALES.items() if kind in algorithm.lower()), 0.0)
+        groups.append((bits + share, Names(listed), False))
     widths: dict[str, float] = {}
     usual = found.bits + scale_bits(found)
     both = bool(set(places.get("dense", ())) & set(places.get("experts", ())))
@@ -524,16 +616,14 @@ def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
         return min(plain, max(counts))
     named = [config_rules.count(stored.get(key)) for key in ("bits", "w_bit", "num_bits")]
     named += [bits for bits in (8, 4) if stored.get(f"load_in_{bits}bit") is True]
-    # In FP8, NVFP4, W4A8_AWQ and fbgemm_fp8, the first number is the weights'.
-    name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(stored.get("quant_algo") or method).lower())
-    named.append(config_rules.count(int(name[1])) if name else None)
+    named.append(_named_bits(str(stored.get("quant_algo") or method)))
     named += [4] if method.startswith(FOUR) else []
     return next((min(plain, bits) for bits in named if bits is not None), None)
 
 
 def _needed(config: dict[str, Any], name: str, key: str) -> int:
-    number = config_rules.count(config.get(key))
-    if number is None or number > MOST:
+    number = _widest(config, key)
+    if not number:
         raise _lacks(name, key)
     return number
 
@@ -541,6 +631,20 @@ def _needed(config: dict[str, Any], name: str, key: str) -> int:
 def _optional(config: dict[str, Any], key: str) -> int:
     number = config_rules.count(config.get(key))
     return number if number is not None and number <= MOST else 0
+
+
+def _widest(config: dict[str, Any], key: str) -> int:
+    """A number, or the largest of those of the layers; 0 without one."""
+    value = config.get(key)
+    each = value if isinstance(value, list) else [value]
+    return max((_optional({key: one}, key) for one in each), default=0)
+
+
+def _head_dim(config: dict[str, Any]) -> int | None:
+    """Elements of one head, by the file or its class."""
+    size, heads = _widest(config, "hidden_size"), _widest(config, "num_attention_heads")
+    dim = _widest(config, "head_dim") or (size // heads if heads else 0)
+    return dim if 2 <= dim <= kinds.MOST_LAYERS else None
 
 
 def _lacks_number(name: str, key: str) -> int:

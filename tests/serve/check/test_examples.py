@@ -129,7 +129,7 @@ def test_story_c4_structured_output_is_read_back_from_a_scripted_server(
 @pytest.fixture(scope="module")
 def engine(cache: store.Store, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> readers.Installed:
     """The wheel's own Python, in an environment with what it runs with."""
-    known = next(reader for reader in readers.load_all() if reader.recipe == "vllm-0.10.2" and not reader.package)
+    known = readers.find("vllm-0.10.2", readers.load_all())
     return readers.install(known, cache, [wheel], Silent(), tmp_path_factory.mktemp("engine") / "log")
 
 

@@ -6,7 +6,9 @@ alone, without linear layers, and with only the first rows of the rotary table.
 """
 
 from __future__ import annotations
+import __future__
 
+import ast
 import contextlib
 import importlib
 import importlib.metadata
@@ -227,13 +229,18 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
 
 
 def layer_module(architectures: Any) -> Any:
-    """The module of the model's class, from vLLM's own table."""
+    """The module of the model's class."""
+    return importlib.import_module(layer_module_name(architectures))
+
+
+def layer_module_name(architectures: Any) -> str:
+    """The name of the module of the model's class, from vLLM's own table."""
     registry = importlib.import_module("vllm.model_executor.models.registry")
     tables = [value for key, value in vars(registry).items() if key.endswith("_MODELS") and isinstance(value, dict)]
     for name in architectures or []:
         for table in tables:
             if name in table and isinstance(table[name], tuple):
-                return importlib.import_module(f"vllm.model_executor.models.{table[name][0]}")
+                return f"vllm.model_executor.models.{table[name][0]}"
     raise ValueError(f"this version serves none of {architectures}")
 
 
@@ -327,7 +334,7 @@ def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
         arguments, seen = make_rotary(config, text)
     except Exception:
         traceback.print_exc()
-        arguments, seen = direct_rotary(text)
+        arguments, seen = direct_rotary(config, text)
     asked = arguments.get("dual_chunk_attention_config")
     facts = {
         "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
@@ -339,7 +346,36 @@ def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+FACTOR = "mrope_positions_factor"
+
+
+def positions_factor(whole: Any) -> int | None:
+    """How many times its length a model with several axes of positions has rows for, when its module says so itself.
+
+    The module may need packages that are not here, so only this function of it is run: as for a server without a draft
+    and without pruning of videos.
+    """
+    try:
+        name = layer_module_name(whole.architectures)
+        while name:
+            spec = importlib.util.find_spec(name)
+            tree = ast.parse(pathlib.Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+            name = ""
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef) and node.name == FACTOR:
+                    code = compile(ast.Module([node], []), FACTOR, "exec", flags=__future__.annotations.compiler_flag)
+                    made: dict[str, Any] = {}
+                    exec(code, made)  # noqa: S102 - of the installed engine
+                    model = types.SimpleNamespace(multimodal_config=None)
+                    return int(made[FACTOR](types.SimpleNamespace(speculative_config=None, model_config=model)))
+                if isinstance(node, ast.ImportFrom) and FACTOR in [alias.name for alias in node.names]:
+                    name = f"vllm.model_executor.models.{node.module}" if node.level else str(node.module)
+    except Exception:
+        traceback.print_exc()
+    return None
+
+
+def direct_rotary(whole: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rotary embedding by vLLM's `get_rope`, with the arguments that its models give."""
     package = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
     vars(package).get("_ROPE_DICT", {}).clear()
@@ -358,6 +394,10 @@ def direct_rotary(text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         arguments.update(
             base=getattr(text, "rope_theta", 10000.0), rotary_dim=int(head * part), rope_scaling=own or None
         )
+    if "mrope_positions_factor" in inspect.signature(package.get_rope).parameters and (
+        factor := positions_factor(whole)
+    ):
+        arguments["mrope_positions_factor"] = factor
     seen: dict[str, Any] = {}
     with few_rows(seen):
         rotary = package.get_rope(**arguments)

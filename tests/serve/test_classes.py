@@ -1,0 +1,169 @@
+"""Configs that state only what differs from their class, and layers of unusual kinds.
+
+The configs are typed from published facts (tests/cases/memory/typed.json); the numbers of parameters are those of the
+models' cards.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dca.config import classes, config_rules, edit, layout, text
+from dca.config.config_rules import Subject
+from dca.config.edit import YarnSetting
+from dca.foundation.errors import DcaError
+from dca.serve import gpu_memory
+from dca.serve.gpu_memory import Layout
+from dca.serve.gpus import GIB
+from dca.serve.shape import read, shape_of
+from tests.support import ROOT
+
+TYPED = json.loads((ROOT / "tests/cases/memory/typed.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "token"),
+    [
+        # What the class takes: heads, layers and a vocabulary that the file does not state, and tied embeddings.
+        ("gemma-3-4b-it", 4.3, 5 * 2 * 4 * 256 * 2),
+        ("llava-1.5-7b-hf", 7.06, 32 * 2 * 4096 * 2),
+        ("command-a", 111.0, 16 * 2 * 8 * 128 * 2),
+        # MLPs without a gate.
+        ("pythia-6.9b", 6.86, 32 * 2 * 4096 * 2),
+        ("mpt-7b", 6.65, 32 * 2 * 4096 * 2),
+        ("opt-13b", 12.85, 40 * 2 * 5120 * 2),
+        ("apertus-8b", 8.05, 32 * 2 * 8 * 128 * 2),
+        ("starcoder2-15b", 15.66, 0),
+        # One key head for all.
+        ("falcon-7b", 6.92, 32 * 2 * 64 * 2),
+        # Towers of a part two levels down.
+        ("qwen25-omni-7b", 8.93, 28 * 2 * 4 * 128 * 2),
+        ("glm-4.5v", 107.7, 46 * 2 * 8 * 128 * 2),
+        # A window as long as the length.
+        ("phi-4-mini", 3.84, 32 * 2 * 8 * 128 * 2),
+        # Experts in every second layer, after states of the first Mamba; attention beside a state; only some attention.
+        ("jamba-1.5-mini", 51.6, 4 * 2 * 8 * 128 * 2),
+        ("falcon-h1-7b", 7.59, 44 * 2 * 2 * 128 * 2),
+        ("granite-4.0-h-small", 32.2, 4 * 2 * 8 * 128 * 2),
+        # A number for each layer, and other names.
+        ("hunyuan-a13b", 80.4, 32 * 2 * 8 * 128 * 2),
+        ("ernie-4.5-21b-a3b", 21.8, 28 * 2 * 4 * 128 * 2),
+        # A spelt pattern; attention to images alone in eight layers.
+        ("exaone-4.0-32b", 32.0, 16 * 2 * 8 * 128 * 2),
+        ("llama-3.2-11b-vision", 10.67, 32 * 2 * 8 * 128 * 2),
+        # Latent attention that is cached expanded, and twice in a layer.
+        ("minicpm3-4b", 4.07, 62 * 40 * 2 * 96 * 2),
+        ("longcat-flash", 562, 28 * 2 * 576 * 2),
+    ],
+)
+def test_weights_and_cache_are_those_of_the_class(name: str, billions: float, token: int) -> None:
+    shape = shape_of(TYPED[name], name)
+    assert gpu_memory.weight_bytes(shape, Layout()) / 2e9 == pytest.approx(billions, rel=0.03)
+    assert gpu_memory.kept_bytes(shape, Layout()) == token
+
+
+def test_parts_that_are_not_known_are_named() -> None:
+    told = {name: shape_of(TYPED[name], name).unknown for name in ("gemma-3n-e4b", "whisper-large-v3", "pythia-6.9b")}
+    assert told == {
+        "gemma-3n-e4b": ("images or sound (vision_config)", "images or sound (audio_config)"),
+        "whisper-large-v3": ("an encoder (is_encoder_decoder)",),
+        "pythia-6.9b": (),
+    }
+    several = {**TYPED["ernie-4.5-21b-a3b"], "moe_num_experts": [64, 64], "moe_intermediate_size": [1536, 512]}
+    found = shape_of(several, "several")
+    assert found.unknown == (
+        "experts of several kinds (num_experts)",
+        "experts of several kinds (moe_intermediate_size)",
+    )
+    assert (found.experts, found.expert_inner) == (64, 1536)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits", "group"),
+    [
+        ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}, 4, 64),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, 8, 0),
+        (
+            {
+                "quant_method": "quark",
+                "global_quant_config": {
+                    "weight": {"dtype": "int4", "group_size": 128},
+                    "input_tensors": {"dtype": "int8"},
+                },
+            },
+            4,
+            128,
+        ),
+        (
+            {
+                "quant_method": "torchao",
+                "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 32}}},
+            },
+            4,
+            32,
+        ),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}, 4, 16),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}, 8, 0),
+    ],
+)
+def test_bits_are_found_at_any_depth(quantization: dict[str, object], bits: int, group: int) -> None:
+    config = {**TYPED["llama-3.3-70b-quark-fp8"], "quantization_config": quantization}
+    found = shape_of(config, "model").quantized
+    assert (found.bits, found.group, found.assumed) == (bits, group, False)
+
+
+def test_layers_that_a_quantizer_lists_one_by_one_have_their_own_width() -> None:
+    layers = {
+        f"model.layers.{index}.{part}": {"quant_algo": algorithm}
+        for index in range(80)
+        for part, algorithm in (("self_attn.q_proj", "FP8"), ("mlp.up_proj", "NVFP4"), ("mlp.gate_proj", "NVFP4"))
+    }
+    own = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    shape = shape_of({**TYPED["llama-3.3-70b-quark-fp8"], "quantization_config": own}, "model")
+    assert (shape.quantized.width("attention"), shape.quantized.width("dense")) == (8.0, 4.5)
+    # 12.1e9 weights of attention, 56.4e9 of MLPs, and 2.1e9 in 16 bits.
+    assert gpu_memory.weight_bytes(shape, Layout()) / GIB == pytest.approx(
+        (12.1 + 56.4 * 4.5 / 8 + 2.1 * 2) / 1.0737, rel=0.01
+    )
+
+
+def test_a_quantizers_own_file_beside_the_config_is_read(tmp_path: Path) -> None:
+    config = {name: value for name, value in TYPED["llama-3.1-8b-hqq"].items() if name != "quantization_config"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    own = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(own))
+    assert read(str(tmp_path))[0].quantized.bits == 4
+
+
+@pytest.mark.parametrize("name", sorted(TYPED))
+def test_originals_have_no_errors(name: str) -> None:
+    source = text.parse(json.dumps(TYPED[name]).encode(), "config.json")
+    assert [one.what for one in config_rules.check(Subject(source)) if one.severity == "error"] == []
+
+
+@pytest.mark.parametrize("name", ["mpt-7b", "opt-13b", "jamba-1.5-mini", "granite-4.0-h-small", "whisper-large-v3"])
+def test_models_that_do_not_rotate_positions_get_no_yarn(name: str) -> None:
+    source = text.parse(json.dumps(TYPED[name]).encode(), "config.json")
+    with pytest.raises(DcaError, match="does not rotate positions") as caught:
+        edit.set_yarn(source, YarnSetting(factor=2, original=2048), replace=True)
+    assert caught.value.code == "DCA-208"
+    assert "rope_theta" not in caught.value.remedy
+
+
+def test_the_base_of_the_class_is_named_where_the_file_has_none() -> None:
+    source = text.parse(json.dumps(TYPED["llava-1.5-7b-hf"]).encode(), "config.json")
+    with pytest.raises(DcaError, match=r"text_config\.rope_theta.*10,000 for this class"):
+        edit.set_yarn(source, YarnSetting(factor=2, original=4096))
+
+
+def test_what_a_file_states_wins_over_its_class() -> None:
+    # null is stated: this class has a window of its own otherwise.
+    config = {"model_type": "mistral", "num_attention_heads": 32, "sliding_window": None, "head_dim": 64}
+    assert classes.defaults("mistral")["sliding_window"] > 0
+    shape = shape_of(config, "model")
+    assert (shape.parts[0].kind, shape.head_dim, shape.layers) == ("full", 64, 32)
+    assert shape_of({**config, "max_position_embeddings": 8192, "sliding_window": 512}, "m").parts[0].kind == "window"
+    assert layout.read({"model_type": "mistral"}).count("hidden_size") is None
