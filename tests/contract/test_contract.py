@@ -220,7 +220,7 @@ def test_only_one_release_is_checked(text: str, capsys: pytest.CaptureFixture[st
 def test_an_archive_of_something_else_is_rejected(tmp_path: Path) -> None:
     run = Run(store.Store(tmp_path / "cache").open(), Silent(), tmp_path / "log")
     with pytest.raises(DcaError, match="has no package vllm") as caught:
-        contract.check("9.9", sdist(tmp_path / "other.tar.gz", {"other/__init__.py": ""}), run)
+        contract.check(contract.Asked("9.9", sdist(tmp_path / "other.tar.gz", {"other/__init__.py": ""})), run)
     assert caught.value.code == "DCA-404"
 
 

@@ -8,8 +8,8 @@ import click
 
 from dca import contract
 from dca.cli import options
-from dca.contract import values
-from dca.contract.values import Checked
+from dca.contract import Asked, values
+from dca.contract.values import Answered, Checked
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 
@@ -37,14 +37,19 @@ def command() -> None:
     show_default="downloaded from the package index",
     help="Source distribution of the release.",
 )
+@click.option(
+    "--engine",
+    is_flag=True,
+    help="Also run the release on this CPU with a tiny model, and compare its answers; minutes.",
+)
 @options.cache
 @options.output
-def check(requirement: str, sdist: Path | None, cache_dir: Path | None, output: options.Output) -> None:
+def check(requirement: str, sdist: Path | None, engine: bool, cache_dir: Path | None, output: options.Output) -> None:
     """Read a release's source distribution, and say what moved of what the plugin needs of it.
 
     Looked at are the names that it imports, the arguments of its calls, the methods that base classes want of it, the
     fields that it reads, and whether code that it relies on is as in the releases it was proven with. Nothing of the
-    release is run. Exit 1 means that something moved.
+    release is run without --engine. Exit 1 means that something moved, or that answers are wrong.
     """
     version = _version(requirement)
     if sdist is not None:
@@ -52,9 +57,9 @@ def check(requirement: str, sdist: Path | None, cache_dir: Path | None, output: 
     cache = options.open_cache(cache_dir).open()
     with output.terminal() as reporter:
         run = Run(cache, reporter, cache.folder("run", "plugin") / f"{version}.log")
-        checked = contract.check(version, sdist and options.resolve(sdist), run)
+        checked = contract.check(Asked(version, sdist and options.resolve(sdist), engine), run)
     output.show(checked, render(checked), always=True)
-    if checked.moved:
+    if checked.moved or checked.right is False:
         broken, changed = len(checked.broken), len(checked.moved) - len(checked.broken)
         raise DcaError(
             "DCA-166",
@@ -63,10 +68,11 @@ def check(requirement: str, sdist: Path | None, cache_dir: Path | None, output: 
                 [
                     *([f"{broken} of its needs are not met"] if broken else []),
                     *([f"{changed} places that it relies on were changed"] if changed else []),
+                    *(["its engine gave wrong answers"] if checked.right is False else []),
                 ]
             )
             + ".",
-            remedy="adapt build/plugin to what is gone, read what changed, and prove the plugin in the release's engine.",
+            remedy="adapt the plugin to what is gone, read what changed, and prove it in the release's engine.",
             answered=output.as_json,
         )
 
@@ -94,6 +100,17 @@ def _version(text: str) -> str:
     return str(Version(exact[0].version))
 
 
+def _answers(answered: Answered, *, right: bool) -> list[tuple[str, str]]:
+    borrowed = f", with its {', '.join(answered.borrowed)}" if answered.borrowed else ""
+    said = [
+        f"{answered.prompts} prompts, {answered.cached} tokens of them from the cache, {answered.wrong_words} wrong words",
+        f"log-probabilities within {answered.worst:.1e} of a whole model's",
+        f"attention by {', '.join(answered.implementations)}",
+    ]
+    ran = f"{answered.version} in the environment of {answered.engine}{borrowed}, torch {answered.torch}"
+    return [("engine", ran), ("answers", f"{'right' if right else 'WRONG'}: {'; '.join(said)}")]
+
+
 def render(checked: Checked) -> str:
     """A check as text."""
     looked = ", ".join(f"{count} {sort}" for sort, count in checked.counts.items())
@@ -104,6 +121,8 @@ def render(checked: Checked) -> str:
         ("looked at", looked),
         ("moved", str(len(checked.moved)) if checked.moved else "nothing"),
     ]
+    if checked.answered:
+        rows += _answers(checked.answered, right=bool(checked.right))
     lines = [f"{name:>12}  {value}" for name, value in rows]
     for each in sorted(checked.moved, key=lambda moved: moved.kind == "changed"):
         lines += ["", f"{KINDS[each.kind]:>12}  {each.where}: {each.what}", f"{'':>12}  needed: {each.needed}"]

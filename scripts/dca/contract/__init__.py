@@ -1,13 +1,14 @@
-"""Says what a release of vLLM moved of what the plugin needs, by reading its source; nothing of it is run."""
+"""Says what a release of vLLM moved of what the plugin needs, by reading its source, and by running its engine if asked to."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
 from dca.catalogue.recipes import IndexFile
-from dca.contract import checking, values
+from dca.contract import checking, engine, values
 from dca.contract.values import Checked, Contract
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
@@ -16,32 +17,50 @@ from dca.foundation.run import Run
 from dca.sources import index
 
 
-def check(version: str, sdist: Path | None, run: Run) -> Checked:
-    """Read a release, and say what of the plugin's needs moved.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about a release.
+
+    Attributes:
+        version: of the release.
+        sdist: its source distribution; `None` to take it from the package index, by its pinned hash, or by the one that the
+            index lists.
+        engine: whether its engine is run as well.
+    """
+
+    version: str
+    sdist: Path | None = None
+    engine: bool = False
+
+
+def check(asked: Asked, run: Run) -> Checked:
+    """Read a release, say what of the plugin's needs moved, and run its engine if that is asked for.
 
     Args:
-        version: of the release.
-        sdist: its source distribution; `None` to take it from the package index. Of a proven release it must be the
-            pinned file, of another the one that the index lists a hash for.
+        asked: what.
         run: whose cache keeps what is downloaded.
 
     Raises:
         DcaError: DCA-401 for another file than the pinned one, DCA-402 and DCA-403 of the index, DCA-404 for an archive
-            that is damaged or has no such package.
+            that is damaged or has no such package, DCA-167 where the engine cannot be run.
     """
-    contract = values.load()
-    file, sha256 = _given(sdist) if sdist else _downloaded(contract, version, run)
+    contract, version = values.load(), asked.version
     pinned = next((each.sha256 for each in contract.proven if each.version == version), None)
+    # Before anything is downloaded.
+    chosen = engine.of_release(contract, version, bool(pinned or asked.sdist)) if asked.engine else None
+    file, sha256 = _given(asked.sdist) if asked.sdist else _downloaded(contract, version, run)
     run.reporter.stage("plugin", f"reading {file.name}")
     with store.scratch() as scratch:
-        archives.unpack_sdist(file, scratch / "release")
-        if not (scratch / "release" / contract.engine / "__init__.py").is_file():
+        release = scratch / "release"
+        archives.unpack_sdist(file, release)
+        if not (release / contract.engine / "__init__.py").is_file():
             raise DcaError(
                 "DCA-404",
                 f"{file.name} has no package {contract.engine}.",
                 remedy=f"name a source distribution of {contract.engine} with --sdist, or leave --sdist out.",
             )
-        counts, moved = checking.compared(contract, values.plugin_folder(), scratch / "release")
+        counts, moved = checking.compared(contract, values.plugin_folder(), release)
+        answered = engine.answers(contract, chosen, version, release, run) if chosen else None
     return Checked(
         engine=contract.engine,
         version=version,
@@ -50,6 +69,8 @@ def check(version: str, sdist: Path | None, run: Run) -> Checked:
         proven=sha256 == pinned,
         counts=counts,
         moved=moved,
+        answered=answered,
+        right=answered.right(contract.package) if answered else None,
     )
 
 

@@ -98,6 +98,41 @@ class Moved(Value):
     needed: str
 
 
+# How far log-probabilities may be from the whole model's, in float32.
+WORST = 1e-4
+
+
+class Answered(Value):
+    """What a release's engine said with the plugin.
+
+    Args:
+        engine: whose environment it ran in.
+        borrowed: compiled modules of that engine that it ran with.
+        version: that it reports.
+        torch: the version of torch that it ran with.
+        implementations: modules of what its layers attend with.
+        prompts: how many it answered.
+        cached: tokens of them that came from its cache.
+        wrong_words: places where a whole model says another token.
+        worst: the largest difference of a log-probability from the whole model's.
+    """
+
+    engine: str
+    borrowed: tuple[str, ...]
+    version: str
+    torch: str
+    implementations: tuple[str, ...]
+    prompts: int
+    cached: int
+    wrong_words: int
+    worst: float
+
+    def right(self, package: str) -> bool:
+        """Whether the plugin's package computed it, with prefixes from the cache, and it is what the whole model says."""
+        ours = {name.partition(".")[0] for name in self.implementations} == {package}
+        return ours and self.cached > 0 and self.wrong_words == 0 and self.worst < WORST
+
+
 class Checked(Document):
     """What a release of the engine has of what the plugin needs.
 
@@ -109,6 +144,8 @@ class Checked(Document):
         proven: whether the plugin was proven with this release, from this very file.
         counts: how many needs of each sort were looked at.
         moved: what is not as the plugin needs it.
+        answered: what its engine said with the plugin, where it was run.
+        right: whether that is right; None where it was not run.
     """
 
     SCHEMA: ClassVar[str] = "dca.plugin-check/1"
@@ -120,6 +157,8 @@ class Checked(Document):
     proven: bool
     counts: dict[str, int]
     moved: tuple[Moved, ...]
+    answered: Answered | None = None
+    right: bool | None = None
 
     @property
     def broken(self) -> tuple[Moved, ...]:

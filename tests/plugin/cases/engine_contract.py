@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
-from tiny import Tiny, make
+from dca.in_wheel_env.tiny import Tiny, make
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "block_size": 32, "skip_tokenizer_init": True}

@@ -20,7 +20,7 @@ os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
-    # One process for all engines: they start sooner, and it is shown that one leaves nothing behind for the next.
+    # The engine is in this process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Ranks meet on this machine alone.
     "VLLM_HOST_IP": "127.0.0.1",
@@ -30,7 +30,7 @@ os.environ |= {
 }
 
 import stand_ins
-from tiny import Tiny, make, whole_model
+from dca.in_wheel_env.tiny import Tiny, make, whole_model
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 PLAIN, SMALL = Tiny(), Tiny(dual=DUAL)
@@ -282,7 +282,7 @@ if __name__ == "__mp_main__" and os.environ.get(STAND_INS):
     stand_ins.register()
 
 if __name__ == "__main__":
-    for chosen in sys.argv[2:] or RUNS:
+    for chosen in sys.argv[2:]:
         try:
             result = run(chosen, Path(sys.argv[1]))
         except Exception as error:
