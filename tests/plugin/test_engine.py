@@ -37,8 +37,8 @@ SDIST = IndexFile(
 WORST, CLOSE = 1e-4, 0.95
 # Of bfloat16: measured, and twice as much. vLLM's own attention differs as much from the whole model.
 WORST_BFLOAT16, MIDDLE_BFLOAT16 = 1.0, 0.1
-# In processes of their own, so that what stops one group lets the others be. Those of a group share a process: they start
-# sooner, and it is shown that one engine leaves nothing behind for the next.
+# In processes of their own, so that what stops one group lets the others be. Those of a group share a process: they
+# start sooner, and it is shown that one engine leaves nothing behind for the next.
 RUNS = {
     "one rank": (
         "whole prompts",

@@ -103,7 +103,7 @@ def _version(text: str) -> str:
 def _answers(answered: Answered, *, right: bool) -> list[tuple[str, str]]:
     borrowed = f", with its {', '.join(answered.borrowed)}" if answered.borrowed else ""
     said = [
-        f"{answered.prompts} prompts, {answered.cached} tokens of them from the cache, {answered.wrong_words} wrong words",
+        f"{answered.prompts} prompts, {answered.cached} tokens from the cache, {answered.wrong_words} wrong words",
         f"log-probabilities within {answered.worst:.1e} of a whole model's",
         f"attention by {', '.join(answered.implementations)}",
     ]

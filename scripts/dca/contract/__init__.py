@@ -1,4 +1,4 @@
-"""Says what a release of vLLM moved of what the plugin needs, by reading its source, and by running its engine if asked to."""
+"""Says what a release of vLLM moved of what the plugin needs, from its source and its engine's answers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Asked:
 
     Attributes:
         version: of the release.
-        sdist: its source distribution; `None` to take it from the package index, by its pinned hash, or by the one that the
-            index lists.
+        sdist: its source distribution; `None` to take it from the package index, by its pinned hash, or by the one that
+            the index lists.
         engine: whether its engine is run as well.
     """
 

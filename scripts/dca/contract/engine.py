@@ -23,7 +23,7 @@ MARK = "ANSWERS "
 
 
 def of_release(contract: Contract, version: str, trusted: bool) -> Engine:
-    """The engine that a release is run with: its own, or the newest where that is older, whose compiled modules it then borrows.
+    """The engine that a release is run with: its own, or the newest if older; it then borrows its modules.
 
     Args:
         contract: of the plugin.

@@ -128,7 +128,7 @@ class Answered(Value):
     worst: float
 
     def right(self, package: str) -> bool:
-        """Whether the plugin's package computed it, with prefixes from the cache, and it is what the whole model says."""
+        """Whether the plugin's package computed it, and it is what the whole model says."""
         ours = {name.partition(".")[0] for name in self.implementations} == {package}
         return ours and self.cached > 0 and self.wrong_words == 0 and self.worst < WORST
 

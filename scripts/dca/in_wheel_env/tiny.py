@@ -44,6 +44,7 @@ class Tiny:
 
     @property
     def hidden(self) -> int:
+        """Of all heads together."""
         return self.heads * self.dim
 
 

@@ -30,6 +30,7 @@ os.environ |= {
 }
 
 import stand_ins
+
 from dca.in_wheel_env.tiny import Tiny, make, whole_model
 
 DUAL = {"chunk_size": 128, "local_size": 32}

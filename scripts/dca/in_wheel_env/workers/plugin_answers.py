@@ -1,4 +1,4 @@
-"""Worker in an engine's environment: serves a tiny model with dual chunk attention, and prints what its answers are like.
+"""Worker in an engine's environment: serves a tiny model with dual chunk attention, and compares its answers.
 
 Argument: a folder for the model. The plugin, the engine and `dca.in_wheel_env` are on the path. Prompts of one to six
 chunks, 64 tokens a step, are sent twice, so that prefixes come from the cache. One line of JSON, after `ANSWERS `.
