@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from importlib.metadata import Distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dca import cli, contract
 from dca.catalogue import recipes
 from dca.catalogue.recipes import IndexFile
-from dca.contract import checking, values
+from dca.contract import checking, engine, values
 from dca.contract.reading import Source
 from dca.contract.values import Contract, Fields, Moved, Proven, Relied
+from dca.engines.values import load_all
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -222,6 +225,63 @@ def test_an_archive_of_something_else_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DcaError, match="has no package vllm") as caught:
         contract.check(contract.Asked("9.9", sdist(tmp_path / "other.tar.gz", {"other/__init__.py": ""})), run)
     assert caught.value.code == "DCA-404"
+
+
+def test_a_release_is_run_by_its_own_engine_or_the_newest_older_one() -> None:
+    known = values.load()
+    newest = load_all()[0]
+    assert engine.of_release(known, newest.version, trusted=False) == newest
+    assert engine.of_release(known, "99.0", trusted=True) == newest
+    for version, trusted, why in (("99.0", False, "not pinned"), ("0.31.0", True, "no engine of it")):
+        with pytest.raises(DcaError) as caught:
+            engine.of_release(known, version, trusted)
+        assert (caught.value.code, why in caught.value.why) == ("DCA-167", True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "right"),
+    [
+        ({}, True),
+        ({"implementations": ("vllm.v1.attention.backends.cpu_attn",)}, False),
+        ({"implementations": ("vllm_dca.cpu", "vllm.v1.attention.backends.cpu_attn")}, False),
+        ({"cached": 0}, False),
+        ({"wrong_words": 1}, False),
+        ({"worst": 2e-4}, False),
+        ({"worst": float("nan")}, False),
+    ],
+)
+def test_answers_are_right_only_if_the_plugin_gave_them(changed: dict[str, Any], right: bool) -> None:
+    usual = {
+        "engine": "an engine",
+        "borrowed": (),
+        "version": "1.0",
+        "torch": "2.0",
+        "implementations": ("vllm_dca.cpu",),
+        "prompts": 5,
+        "cached": 900,
+        "wrong_words": 0,
+        "worst": 1e-5,
+    }
+    assert values.Answered(**usual | changed).right("vllm_dca") is right
+
+
+def test_the_engine_finds_the_plugin_by_its_entry_point(tmp_path: Path) -> None:
+    engine.write_distribution(tmp_path, "vllm_dca", "0", engine.entry_points())
+    (found,) = Distribution.discover(name="vllm_dca", path=[str(tmp_path)])
+    (point,) = found.entry_points
+    assert (point.group, point.value) == ("vllm.general_plugins", "vllm_dca:register")
+
+
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("version", ["0.33.0", "0.32.0"])
+def test_the_engine_of_a_real_release_answers(dca: RunDca, version: str) -> None:
+    done = dca("plugin", "check", f"vllm=={version}", "--engine", "--json", timeout=7200.0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    checked = values.Checked.model_validate_json(done.stdout)
+    assert checked.right
+    assert checked.answered
+    assert (checked.answered.version, bool(checked.answered.borrowed)) == (version, version == "0.33.0")
 
 
 @pytest.mark.whole

@@ -68,9 +68,9 @@ def answers(contract: Contract, engine: Engine, version: str, release: Path, run
         path = [scratch / "path", values.plugin_folder()]
         if engine.version != version:
             borrowed = _borrow(contract, Path(made.folder), release)
-            _distribution(scratch / "path", contract.engine, f"{version}+cpu")
+            write_distribution(scratch / "path", contract.engine, f"{version}+cpu")
             path.insert(0, release)
-        _distribution(scratch / "path", contract.package, "0", entry_points())
+        write_distribution(scratch / "path", contract.package, "0", entry_points())
         # The package that the worker imports, without the rest of it.
         (scratch / "path/dca").mkdir()
         (scratch / "path/dca/__init__.py").touch()
@@ -116,7 +116,7 @@ def _borrow(contract: Contract, environment_folder: Path, release: Path) -> tupl
     return tuple(module.name for module in modules)
 
 
-def _distribution(folder: Path, name: str, version: str, entry_points: dict[str, dict[str, str]] | None = None) -> None:
+def write_distribution(folder: Path, name: str, version: str, entry_points: dict[str, dict[str, str]] | None = None) -> None:
     """Let importlib.metadata find a distribution in a folder."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
