@@ -6,7 +6,6 @@ import ast
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 
 from dca.catalogue.recipes import IndexFile
+from dca.contract import engine as running
+from dca.contract import values
 from dca.engines.values import Made
 from dca.foundation import archives, store
 from dca.sources import index
@@ -27,12 +28,8 @@ else:
     import tomli as tomllib
 
 CASES, PLUGIN = Path(__file__).parent / "cases", ROOT / "build/plugin"
-SDIST = IndexFile(
-    package="vllm",
-    version="0.33.0",
-    file="vllm-0.33.0.tar.gz",
-    sha256="f4c33c2503d52bb411146afa9618a4f48bed68912f617e6803ac8d76e4c74112",
-)
+NEWEST = values.load().proven[0]
+SDIST = IndexFile(package="vllm", version=NEWEST.version, file=NEWEST.file, sha256=NEWEST.sha256)
 # Bounds of log-probabilities in float32.
 WORST, CLOSE = 1e-4, 0.95
 # Of bfloat16: measured, and twice as much. vLLM's own attention differs as much from the whole model.
@@ -87,25 +84,12 @@ class Engine:
         return subprocess.CompletedProcess(command, done.returncode, *(file.read_text() for file in files))
 
 
-def dist_info(folder: Path, name: str, version: str, entry_points: str = "") -> None:
-    """Let importlib.metadata find a distribution in a folder."""
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(entry_points)
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the plugin is a distribution, with the entry points of its pyproject.toml."""
     folder = tmp_path_factory.mktemp("installed")
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
-    lines = [
-        line
-        for group, entries in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in entries.items()))
-    ]
-    dist_info(folder, project["name"], project["version"], "\n".join(lines) + "\n")
+    running.write_distribution(folder, project["name"], project["version"], project["entry-points"])
     return folder
 
 
@@ -123,13 +107,10 @@ def newer(made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("newer")
     archives.unpack_sdist(index.download(SDIST, cache), folder / "sdist")
     (folder / "vllm").symlink_to(next((folder / "sdist").rglob("vllm/_version.py")).parent)
-    (older,) = Path(made.folder).glob("lib/python3.*/site-packages/vllm")
-    borrowed = sorted(older.rglob("*.so"))
+    borrowed = running.borrow(Path(made.folder), (folder / "vllm").resolve())
     assert borrowed
-    for module in borrowed:
-        shutil.copy(module, folder / "vllm" / module.relative_to(older))
-    print("borrowed from 0.32.0:", *(module.name for module in borrowed))
-    dist_info(folder, "vllm", "0.33.0+cpu")
+    print("borrowed from 0.32.0:", *borrowed)
+    running.write_distribution(folder, "vllm", "0.33.0+cpu")
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.version import Version
@@ -67,9 +68,10 @@ def answers(contract: Contract, engine: Engine, version: str, release: Path, run
         borrowed: tuple[str, ...] = ()
         path = [scratch / "path", values.plugin_folder()]
         if engine.version != version:
-            borrowed = _borrow(contract, Path(made.folder), release)
+            borrowed = borrow(Path(made.folder), release / contract.engine)
             write_distribution(scratch / "path", contract.engine, f"{version}+cpu")
-            path.insert(0, release)
+            # Not the whole folder: what else is in it may be taken for something else.
+            (scratch / "path" / contract.engine).symlink_to(release / contract.engine)
         write_distribution(scratch / "path", contract.package, "0", entry_points())
         # The package that the worker imports, without the rest of it.
         (scratch / "path/dca").mkdir()
@@ -107,23 +109,25 @@ def entry_points() -> dict[str, dict[str, str]]:
     return next(each.recipe.patches.entry_points for each in recipes.load_all() if each.recipe.is_plugin)
 
 
-def _borrow(contract: Contract, environment_folder: Path, release: Path) -> tuple[str, ...]:
-    """Put the compiled modules of an engine's environment into a release's source."""
-    (older,) = environment_folder.glob(f"lib/python3.*/site-packages/{contract.engine}")
+def borrow(made: Path, package: Path) -> tuple[str, ...]:
+    """Put the compiled modules of an engine's environment into a release's package, and return their names."""
+    (older,) = made.glob(f"lib/python3.*/site-packages/{package.name}")
     modules = sorted(older.rglob("*.so"))
     for module in modules:
-        shutil.copy(module, release / contract.engine / module.relative_to(older))
+        shutil.copy(module, package / module.relative_to(older))
     return tuple(module.name for module in modules)
 
 
-def write_distribution(folder: Path, name: str, version: str, entry_points: dict[str, dict[str, str]] | None = None) -> None:
+def write_distribution(
+    folder: Path, name: str, version: str, points: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
     """Let importlib.metadata find a distribution in a folder."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     lines = [
         line
-        for group, entries in (entry_points or {}).items()
+        for group, entries in (points or {}).items()
         for line in (f"[{group}]", *(f"{entry} = {value}" for entry, value in entries.items()))
     ]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
