@@ -251,7 +251,7 @@ def test_a_release_is_run_by_its_own_engine_or_the_newest_older_one() -> None:
     ],
 )
 def test_answers_are_right_only_if_the_plugin_gave_them(changed: dict[str, Any], right: bool) -> None:
-    usual = {
+    usual: dict[str, Any] = {
         "engine": "an engine",
         "borrowed": (),
         "version": "1.0",
@@ -262,7 +262,7 @@ def test_answers_are_right_only_if_the_plugin_gave_them(changed: dict[str, Any],
         "wrong_words": 0,
         "worst": 1e-5,
     }
-    assert values.Answered(**usual | changed).right("vllm_dca") is right
+    assert values.Answered.model_validate(usual | changed).right("vllm_dca") is right
 
 
 def test_the_engine_finds_the_plugin_by_its_entry_point(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ NEWEST = values.load().proven[0]
 SDIST = IndexFile(package="vllm", version=NEWEST.version, file=NEWEST.file, sha256=NEWEST.sha256)
 # Bounds of log-probabilities in float32.
 WORST, CLOSE = 1e-4, 0.95
-# Of bfloat16: measured, and twice as much. vLLM's own attention differs as much from the whole model.
-WORST_BFLOAT16, MIDDLE_BFLOAT16 = 1.0, 0.1
+# Of bfloat16: about twice what was measured. There, another word may be as likely as the whole model's.
+WORST_BFLOAT16, MIDDLE_BFLOAT16 = 0.4, 0.04
 # In processes of their own, so that what stops one group lets the others be. Those of a group share a process: they
 # start sooner, and it is shown that one engine leaves nothing behind for the next.
 RUNS = {
