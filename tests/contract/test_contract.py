@@ -16,7 +16,7 @@ from dca.catalogue import recipes
 from dca.catalogue.recipes import IndexFile
 from dca.contract import checking, engine, values
 from dca.contract.reading import Source
-from dca.contract.values import Contract, Fields, Moved, Proven, Relied
+from dca.contract.values import Contract, Family, Fields, Moved, Proven, Relied
 from dca.engines.values import load_all
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
@@ -138,6 +138,7 @@ def small(folder: Path) -> Contract:
         package="ours",
         engine="engine",
         proven=(Proven(version="1.0", file="engine-1.0.tar.gz", sha256="0" * 64),),
+        model=Family(architectures=("One",), model_type="one"),
         fields=(
             Fields(module="engine/base.py", of="Backend", names=("limit", "heads"), why="they are read"),
             Fields(module="engine/base.py", of="Root", names=("forward",), why="it is overridden"),

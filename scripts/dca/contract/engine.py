@@ -88,7 +88,12 @@ def answers(contract: Contract, engine: Engine, version: str, release: Path, run
             "DCA_ALLOW_UNPROVEN_VLLM": "1",
         }
         run.reporter.stage("engine", f"{contract.engine} {version} on this CPU")
-        words: list[str | Path] = [made.python, WORKERS / "plugin_answers.py", scratch / "model"]
+        words: list[str | Path] = [
+            made.python,
+            WORKERS / "plugin_answers.py",
+            scratch / "model",
+            contract.model.model_dump_json(),
+        ]
         done = runner.run(
             words, cwd=scratch, env=environment.of("compiler", extra), log=run.log, timeout=ANSWER_SECONDS
         )

@@ -63,6 +63,18 @@ class Relied(Value):
     code: dict[str, str] = {}
 
 
+class Family(Value, protected_namespaces=()):
+    """What the config of the tiny model says that an engine is tried with.
+
+    Args:
+        architectures: of its config.
+        model_type: of its config.
+    """
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    model_type: str
+
+
 class Contract(Value):
     """What a plugin needs of the package that it is for.
 
@@ -70,6 +82,7 @@ class Contract(Value):
         package: the plugin's own, below its folder.
         engine: the package that it is for.
         proven: the releases it was proven with, the newest first.
+        model: the architecture that its engine is tried with.
         fields: what it reads of objects.
         relied: what it relies on.
     """
@@ -78,6 +91,7 @@ class Contract(Value):
     package: str
     engine: str
     proven: tuple[Proven, ...] = Field(min_length=1)
+    model: Family
     fields: tuple[Fields, ...] = ()
     relied: tuple[Relied, ...] = ()
 

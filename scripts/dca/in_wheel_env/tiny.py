@@ -1,4 +1,4 @@
-"""Tiny random Qwen2 models, and what they must say, by a whole model with the oracle's distance of every pair."""
+"""Tiny random models, and what they must say, by a whole model with the oracle's distance of every pair."""
 
 from __future__ import annotations
 
@@ -48,12 +48,17 @@ class Tiny:
         return self.heads * self.dim
 
 
-def make(folder: Path, tiny: Tiny) -> None:
-    """Write config and weights; queries and keys are large, so that a wrong distance shows."""
+def make(folder: Path, tiny: Tiny, family: dict[str, Any]) -> None:
+    """Write config and weights; queries and keys are large, so that a wrong distance shows.
+
+    Args:
+        folder: to make.
+        tiny: the model.
+        family: `architectures` and `model_type` of its config; the weights have the names of that architecture's.
+    """
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        **family,
         "hidden_size": tiny.hidden,
         "intermediate_size": 2 * tiny.hidden,
         "num_hidden_layers": LAYERS,

@@ -238,7 +238,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 
     chosen = RUNS[name]
     model = folder / name.replace(" ", "-").replace(",", "")
-    make(model, chosen.tiny)
+    make(model, chosen.tiny, stand_ins.FAMILY)
     if chosen.tiny.table:
         os.environ[STAND_INS] = "1"
         stand_ins.register()

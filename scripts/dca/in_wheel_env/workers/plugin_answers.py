@@ -1,7 +1,8 @@
 """Worker in an engine's environment: serves a tiny model with dual chunk attention, and compares its answers.
 
-Argument: a folder for the model. The plugin, the engine and `dca.in_wheel_env` are on the path. Prompts of one to six
-chunks, 64 tokens a step, are sent twice, so that prefixes come from the cache. One line of JSON, after `ANSWERS `.
+Arguments: a folder for the model, and what its config says of its architecture, in JSON. The plugin, the engine and
+`dca.in_wheel_env` are on the path. Prompts of one to six chunks, 64 tokens a step, are sent twice, so that prefixes
+come from the cache. One line of JSON, after `ANSWERS `.
 """
 
 import json
@@ -38,9 +39,9 @@ def implementations(worker: Any) -> "list[str]":
     return sorted({type(layer.impl).__module__ for layer in layers if hasattr(layer, "impl")})
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, family: "dict[str, Any]") -> None:
     """Serve, ask and compare."""
-    tiny.make(folder, MODEL)
+    tiny.make(folder, MODEL, family)
     engine: Any = vllm.LLM(str(folder), **OPTIONS)
     chance = random.Random(0)
     prompts = [[chance.randrange(3, tiny.VOCABULARY - 24) for _ in range(length)] for length in LENGTHS]
@@ -70,4 +71,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
