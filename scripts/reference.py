@@ -66,6 +66,7 @@ PRINTED = {
     "dca.packed/1": ("dca fetch --bundle FILE",),
     "dca.patches/1": ("dca patch status", "dca patch refresh"),
     "dca.plan/1": ("dca plan",),
+    "dca.plugin-check/1": ("dca plugin check",),
     "dca.report/1": ("dca report",),
     "dca.publish/1": (
         "dca publish",

@@ -267,7 +267,7 @@ def _commands(text: str) -> set[tuple[str, str]]:
     for part in text.split("`")[1::2]:
         words = part.split()
         if words[:1] == ["dca"] and len(words) > 1 and words[1].islower():
-            command = " ".join(words[1:3] if words[1] in ("config", "index", "serve") else words[1:2])
+            command = " ".join(words[1:3] if words[1] in ("config", "index", "plugin", "serve") else words[1:2])
             commands |= {(command, word) for word in words if word.startswith("--")} | {(command, "")}
     return commands
 

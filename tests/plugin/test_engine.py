@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from dca.catalogue.recipes import IndexFile
+from dca.contract import engine as running
+from dca.contract import values
 from dca.engines.values import Made
 from dca.foundation import archives, store
 from dca.sources import index
@@ -25,14 +28,34 @@ else:
     import tomli as tomllib
 
 CASES, PLUGIN = Path(__file__).parent / "cases", ROOT / "build/plugin"
-SDIST = IndexFile(
-    package="vllm",
-    version="0.33.0",
-    file="vllm-0.33.0.tar.gz",
-    sha256="f4c33c2503d52bb411146afa9618a4f48bed68912f617e6803ac8d76e4c74112",
-)
+NEWEST = values.load().proven[0]
+SDIST = IndexFile(package="vllm", version=NEWEST.version, file=NEWEST.file, sha256=NEWEST.sha256)
 # Bounds of log-probabilities in float32.
 WORST, CLOSE = 1e-4, 0.95
+# Of bfloat16: about twice what was measured. There, another word may be as likely as the whole model's.
+WORST_BFLOAT16, MIDDLE_BFLOAT16 = 0.4, 0.04
+# In processes of their own, so that what stops one group lets the others be. Those of a group share a process: they
+# start sooner, and it is shown that one engine leaves nothing behind for the next.
+RUNS = {
+    "one rank": (
+        "whole prompts",
+        "64 tokens a step",
+        "prefix caching",
+        "prefix caching, 64 tokens a step",
+        "heads of 128, four to a key head",
+        "torch.compile",
+        "factor of the token",
+        "factor of the prompt",
+        "fewer blocks than requests need",
+        "sparse, whole prompts",
+        "sparse, 500 tokens a step",
+        "a model without dual chunk attention",
+        "bfloat16",
+        "bfloat16 without dual chunk attention",
+    ),
+    "two ranks": ("two ranks", "two ranks that share a key head", "two ranks, sparse"),
+    "drawn": ("drawn schedules",),
+}
 OURS, THEIRS = "CpuImpl", "CPUAttentionBackendImpl"
 
 
@@ -61,25 +84,12 @@ class Engine:
         return subprocess.CompletedProcess(command, done.returncode, *(file.read_text() for file in files))
 
 
-def dist_info(folder: Path, name: str, version: str, entry_points: str = "") -> None:
-    """Let importlib.metadata find a distribution in a folder."""
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(entry_points)
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the plugin is a distribution, with the entry points of its pyproject.toml."""
     folder = tmp_path_factory.mktemp("installed")
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
-    lines = [
-        line
-        for group, entries in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in entries.items()))
-    ]
-    dist_info(folder, project["name"], project["version"], "\n".join(lines) + "\n")
+    running.write_distribution(folder, project["name"], project["version"], project["entry-points"])
     return folder
 
 
@@ -97,13 +107,10 @@ def newer(made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("newer")
     archives.unpack_sdist(index.download(SDIST, cache), folder / "sdist")
     (folder / "vllm").symlink_to(next((folder / "sdist").rglob("vllm/_version.py")).parent)
-    (older,) = Path(made.folder).glob("lib/python3.*/site-packages/vllm")
-    borrowed = sorted(older.rglob("*.so"))
+    borrowed = running.borrow(Path(made.folder), (folder / "vllm").resolve())
     assert borrowed
-    for module in borrowed:
-        shutil.copy(module, folder / "vllm" / module.relative_to(older))
-    print("borrowed from 0.32.0:", *(module.name for module in borrowed))
-    dist_info(folder, "vllm", "0.33.0+cpu")
+    print("borrowed from 0.32.0:", *borrowed)
+    running.write_distribution(folder, "vllm", "0.33.0+cpu")
     return folder
 
 
@@ -114,30 +121,47 @@ def engine(request: pytest.FixtureRequest, made: Made, installed: Path) -> Engin
     return Engine(made, (*newer, installed))
 
 
+def test_every_run_is_made() -> None:
+    tree = ast.parse((CASES / "engine_run.py").read_text())
+    (runs,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "RUNS"
+    )
+    assert isinstance(runs, ast.Dict)
+    assert sorted(ast.literal_eval(key) for key in runs.keys if key) == sorted(itertools.chain(*RUNS.values()))
+
+
 @pytest.mark.whole
 @pytest.mark.network
+@pytest.mark.parametrize("group", RUNS)
 def test_the_engine_says_what_the_whole_model_says_with_stand_ins_of_the_sparse_kernels(
-    engine: Engine, tmp_path: Path
+    engine: Engine, group: str, tmp_path: Path
 ) -> None:
-    done = engine.run("engine_run.py", tmp_path / "models", folder=tmp_path)
+    done = engine.run("engine_run.py", tmp_path / "models", *RUNS[group], folder=tmp_path)
     results: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(results) == 13, done.stderr[-4000:]
+    assert [result["run"] for result in results] == list(RUNS[group]), done.stderr[-4000:]
     for result in results:
         print(result)
         assert "error" not in result, done.stderr[-4000:]
-        ours = "without" not in result["run"]
-        assert result["implementations"] == [OURS if ours else THEIRS]
-        assert result["wrong_words"] == 0, result
-        assert result["worst"] < WORST, result
-        # How close vLLM's own kernel is, is not ours to bound.
-        assert not ours or result["close"] > CLOSE, result
-        cached = "caching" in result["run"] or result["run"] in ("factor of the token", "drawn schedules")
+        name = result["run"]
+        ours = "without" not in name
+        assert result["implementations"] == [[OURS if ours else THEIRS]] * (2 if "two ranks" in name else 1)
+        if "bfloat16" in name:
+            assert result["worst"] < WORST_BFLOAT16, result
+            assert result["middle"] < MIDDLE_BFLOAT16, result
+        else:
+            assert result["wrong_words"] == 0, result
+            assert result["worst"] < WORST, result
+            # How close vLLM's own kernel is, is not ours to bound.
+            assert not ours or result["close"] > CLOSE, result
+        cached = "caching" in name or name in ("factor of the token", "drawn schedules", "two ranks")
         # How much the drawn prompts share is drawn.
-        least = 1 if result["run"] == "drawn schedules" else 448
+        least = 1 if name == "drawn schedules" else 448
         assert (max(result["cached"]) >= least) is cached, result
-        few = result["run"] in ("fewer blocks than requests need", "drawn schedules")
+        few = name in ("fewer blocks than requests need", "drawn schedules")
         assert (result["preempted"] > 0) is few, result
-        assert (result["dense"] > 1e-2) is ("sparse" in result["run"]), result
+        assert (result["dense"] > 1e-2) is ("sparse" in name), result
 
 
 @pytest.mark.whole

@@ -34,6 +34,7 @@ COMMANDS = {
     "smoke": "Prove that a wheel's dual chunk attention computes correct results.",
     "emulate": "Run a program on an emulated CUDA device: its kernels on this CPU.",
     "engine": "Make environments with a real vLLM that serves on a CPU.",
+    "plugin": "Check what a release of vLLM moved of what the plugin needs.",
     "config": "Show, check and change long-context settings in a model's config.json.",
     "serve": "Plan a server's memory and flags, start it, and check its answers.",
     "publish": "Publish wheels and their evidence to an index for pip and uv.",

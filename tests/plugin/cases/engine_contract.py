@@ -15,7 +15,9 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
-from tiny import Tiny, make
+import stand_ins
+
+from dca.in_wheel_env.tiny import Tiny, make
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "block_size": 32, "skip_tokenizer_init": True}
@@ -56,7 +58,7 @@ def configure(folder: Path, dual: dict[str, Any] | None, options: dict[str, Any]
     """The configuration of an engine."""
     from vllm.engine.arg_utils import EngineArgs
 
-    make(folder, Tiny(heads=2, kv_heads=1, dim=32, dual=dual, table=TABLE if table else ()))
+    make(folder, Tiny(heads=2, kv_heads=1, dim=32, dual=dual, table=TABLE if table else ()), stand_ins.FAMILY)
     return EngineArgs(model=str(folder), **OPTIONS | options).create_engine_config()
 
 
@@ -167,7 +169,6 @@ def with_a_stand_in_of_flash_attention() -> None:
     """A function with flash-attention's arguments, computed by plain PyTorch, gives the same attention."""
     import random
 
-    import stand_ins
     import torch
     from drawn import draw, error, installed
 

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,18 @@ os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
-    # One process for all engines: they start sooner, and it is shown that one leaves nothing behind for the next.
+    # The engine is in this process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Ranks meet on this machine alone.
+    "VLLM_HOST_IP": "127.0.0.1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
 import stand_ins
-from tiny import Tiny, make, whole_model
+
+from dca.in_wheel_env.tiny import Tiny, make, whole_model
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 PLAIN, SMALL = Tiny(), Tiny(dual=DUAL)
@@ -40,7 +43,13 @@ PIECES = WHOLE | {"max_num_batched_tokens": 64}
 
 CACHED: dict[str, Any] = {"enable_prefix_caching": True}
 # Blocks for 768 tokens: any request fits alone, and the most that are drawn need five times as many.
-FEW: dict[str, Any] = {"max_model_len": 512, "num_gpu_blocks_override": 24}
+FEW: dict[str, Any] = {"max_model_len": 544, "num_gpu_blocks_override": 24}
+# As many tokens in smaller blocks, so that a request often needs one more while it answers.
+NARROW: dict[str, Any] = FEW | {"block_size": 16, "num_gpu_blocks_override": 48}
+# Tensor parallelism: each rank is a process of its own.
+TWO: dict[str, Any] = {"tensor_parallel_size": 2}
+# Tells the processes of ranks, which import this file, to take the stand-ins.
+STAND_INS = "DCA_TEST_STAND_INS"
 SCHEDULES = int(os.environ.get("DCA_SCHEDULES", "50"))
 
 
@@ -84,13 +93,18 @@ RUNS: dict[str, Run] = {
     "factor of the prompt": Run(Tiny(dual=DUAL | ORIGINAL | {"length_factor": "prompt"}), PIECES),
     # They begin with 19 blocks, and need 30.
     "fewer blocks than requests need": Run(SMALL, PIECES | FEW, lengths=(90, 150, 155, 158), tokens=80),
-    "drawn schedules": Run(Tiny(dual=DUAL | ORIGINAL), PIECES | CACHED | FEW, schedules=SCHEDULES),
+    "drawn schedules": Run(Tiny(dual=DUAL | ORIGINAL), PIECES | CACHED | NARROW, schedules=SCHEDULES),
     # Of one chunk, and dense; of four and of six.
     "sparse, whole prompts": Run(SPARSE, WHOLE | LONG, lengths=(200, 800, 1240), alone=True),
     "sparse, 500 tokens a step": Run(
         SPARSE, WHOLE | LONG | {"max_num_batched_tokens": 500}, lengths=(590, 1240), alone=True
     ),
     "a model without dual chunk attention": Run(PLAIN, PIECES),
+    "two ranks": Run(SMALL, PIECES | CACHED | TWO, twice=True),
+    "two ranks that share a key head": Run(Tiny(4, 1, 128, DUAL), PIECES | {"block_size": 16} | TWO),
+    "two ranks, sparse": Run(SPARSE, WHOLE | LONG | TWO, lengths=(200, 800), alone=True),
+    "bfloat16": Run(Tiny(dual=DUAL, dtype="bfloat16"), PIECES),
+    "bfloat16 without dual chunk attention": Run(Tiny(dtype="bfloat16"), PIECES),
 }
 
 
@@ -142,14 +156,16 @@ def drawn_schedule(engine: Any, number: int, known: list[list[int]]) -> list[Ans
         length = max(1, 96 * chance.randrange(6) + chance.choice((-1, 0, 1, chance.randrange(96))))
         prompt = [chance.randrange(3, 1000) for _ in range(min(length, 490))]
         if known and chance.random() < 0.4:
-            shared = chance.choice(known)[: chance.randrange(len(prompt))]
+            # Of older ones nothing is left in so small a cache.
+            shared = chance.choice(known[-8:])[: chance.randrange(len(prompt))]
             prompt[: len(shared)] = shared
         name = f"{number}-{one}"
         prompts[name] = prompt
         arriving.setdefault(chance.choice((0, 0, chance.randrange(20))), []).append(
-            (name, prompt, chance.randint(1, 12))
+            (name, prompt, chance.randint(1, 40))
         )
-    known.extend(prompts.values())
+        # Those of the same schedule may share, too.
+        known.append(prompt)
     answers: list[Answer] = []
     step = 0
     while arriving or engine.has_unfinished_requests():
@@ -168,10 +184,50 @@ def preemptions(llm: Any) -> int:
     return sum(int(metric.value) for metric in found)
 
 
-def implementations(config: Any) -> list[str]:
-    """What the layers of an engine attend with."""
-    layers = config.compilation_config.static_forward_context.values()
+def implementations(worker: Any) -> list[str]:
+    """What the layers of a worker attend with."""
+    layers = worker.vllm_config.compilation_config.static_forward_context.values()
     return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
+
+
+@dataclass
+class Compared:
+    """Answers against the whole model.
+
+    Attributes:
+        model: its folder.
+        run: that was made.
+        differences: of log-probabilities.
+        wrong_words: places where the whole model says another token.
+        dense: by how much dense attention would differ.
+        cached: tokens of each prompt that were in the cache.
+    """
+
+    model: Path
+    run: Run
+    differences: list[float] = field(default_factory=list)
+    wrong_words: int = 0
+    dense: float = 0.0
+    cached: list[int] = field(default_factory=list)
+
+    def add(self, answer: Answer) -> None:
+        """Compare one more."""
+        import torch
+
+        tiny, tokens, prompt, piece = self.run.tiny, answer.prompt + answer.said, len(answer.prompt), 0
+        if tiny.table and prompt > SIX["sparse_attention_threshold"]:
+            piece = self.run.options["max_num_batched_tokens"]
+        with torch.no_grad():
+            wanted = whole_model(self.model, tiny, tokens, prompt, piece)
+            if piece:
+                # What dense attention would say: the lines do not cover everything.
+                other = whole_model(self.model, tiny, tokens, prompt)
+                self.dense = max(self.dense, float((wanted - other)[prompt - 1 :].abs().max()))
+        places = enumerate(zip(answer.said, answer.likely, strict=True), prompt - 1)
+        for place, (token, likely) in places:
+            self.wrong_words += int(wanted[place].argmax()) != token
+            self.differences += [abs(logprob - float(wanted[place, other])) for other, logprob in likely.items()]
+        self.cached.append(answer.cached)
 
 
 def run(name: str, folder: Path) -> dict[str, Any]:
@@ -182,56 +238,52 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 
     chosen = RUNS[name]
     model = folder / name.replace(" ", "-").replace(",", "")
-    make(model, chosen.tiny)
+    make(model, chosen.tiny, stand_ins.FAMILY)
     if chosen.tiny.table:
+        os.environ[STAND_INS] = "1"
         stand_ins.register()
     begin = time.monotonic()
-    options = {"dtype": "float32", "max_model_len": 1024, "block_size": 32, "max_num_seqs": 8, "seed": 0}
+    options = {"dtype": chosen.tiny.dtype, "max_model_len": 1024, "block_size": 32, "max_num_seqs": 8, "seed": 0}
     llm = LLM(str(model), skip_tokenizer_init=True, disable_log_stats=False, **options | chosen.options)
     started = time.monotonic() - begin
-    if chosen.schedules:
-        known: list[list[int]] = []
-        answers = [a for number in range(chosen.schedules) for a in drawn_schedule(llm.llm_engine, number, known)]
-    else:
-        answers = asked(llm, name)
-    found, preempted = implementations(llm.llm_engine.vllm_config), preemptions(llm)
-    differences, wrong, dense = [], 0, 0.0
-    for answer in answers:
-        tokens, prompt, piece = answer.prompt + answer.said, len(answer.prompt), 0
-        if chosen.tiny.table and prompt > SIX["sparse_attention_threshold"]:
-            piece = chosen.options["max_num_batched_tokens"]
-        with torch.no_grad():
-            wanted = whole_model(model, chosen.tiny, tokens, prompt, piece)
-            if piece:
-                # What dense attention would say: the lines do not cover everything.
-                other = whole_model(model, chosen.tiny, tokens, prompt)
-                dense = max(dense, float((wanted - other)[prompt - 1 :].abs().max()))
-        places = enumerate(zip(answer.said, answer.likely, strict=True), len(answer.prompt) - 1)
-        for place, (token, likely) in places:
-            wrong += int(wanted[place].argmax()) != token
-            differences += [abs(logprob - float(wanted[place, other])) for other, logprob in likely.items()]
+    compared = Compared(model, chosen)
+    known: list[list[int]] = []
+    for number in range(chosen.schedules):
+        for answer in drawn_schedule(llm.llm_engine, number, known):
+            compared.add(answer)
+        said = f"schedule {number}: {len(compared.cached)} requests, preempted {preemptions(llm)}"
+        print(f"{said}, worst {max(compared.differences):.1e}", file=sys.stderr, flush=True)
+    for answer in [] if chosen.schedules else asked(llm, name):
+        compared.add(answer)
+    found, preempted = llm.collective_rpc(implementations), preemptions(llm)
+    llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
     cleanup_dist_env_and_memory()
+    differences = compared.differences
     return {
         "run": name,
         "vllm": __version__,
         "torch": torch.__version__,
         "implementations": found,
-        "requests": len(answers),
+        "requests": len(compared.cached),
         "preempted": preempted,
-        "cached": [answer.cached for answer in answers],
-        "wrong_words": wrong,
-        "dense": dense,
+        "cached": compared.cached,
+        "wrong_words": compared.wrong_words,
+        "dense": compared.dense,
         "worst": max(differences),
         "close": sum(each < 2e-5 for each in differences) / len(differences),
+        "middle": sorted(differences)[len(differences) // 2],
         "start_s": round(started, 1),
         "whole_s": round(time.monotonic() - begin, 1),
     }
 
 
+if __name__ == "__mp_main__" and os.environ.get(STAND_INS):
+    stand_ins.register()
+
 if __name__ == "__main__":
-    for chosen in sys.argv[2:] or RUNS:
+    for chosen in sys.argv[2:]:
         try:
             result = run(chosen, Path(sys.argv[1]))
         except Exception as error:

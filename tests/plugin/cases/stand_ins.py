@@ -33,6 +33,10 @@ def attended(
     return part.out.to(queries.dtype), part.lse.T.contiguous()
 
 
+# What the configs of tiny models say of their architecture.
+FAMILY = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+
+
 @dataclass(frozen=True)
 class OracleKernels:
     """See `vllm_dca.sparse.Kernels`."""

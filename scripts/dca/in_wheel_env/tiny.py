@@ -1,4 +1,4 @@
-"""Tiny random Qwen2 models, and what they must say, by a whole model with the oracle's distance of every pair."""
+"""Tiny random models, and what they must say, by a whole model with the oracle's distance of every pair."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Tiny:
         seed: of its weights.
         table: how many vertical and slash lines each head gets, in every layer, if long prompts are attended sparsely.
         positions: tokens of the longest request.
+        dtype: of its weights.
     """
 
     heads: int = 4
@@ -39,18 +40,25 @@ class Tiny:
     seed: int = 0
     table: tuple[tuple[int, int], ...] = ()
     positions: int = 1024
+    dtype: str = "float32"
 
     @property
     def hidden(self) -> int:
+        """Of all heads together."""
         return self.heads * self.dim
 
 
-def make(folder: Path, tiny: Tiny) -> None:
-    """Write config and weights; queries and keys are large, so that a wrong distance shows."""
+def make(folder: Path, tiny: Tiny, family: dict[str, Any]) -> None:
+    """Write config and weights; queries and keys are large, so that a wrong distance shows.
+
+    Args:
+        folder: to make.
+        tiny: the model.
+        family: `architectures` and `model_type` of its config; the weights have the names of that architecture's.
+    """
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        **family,
         "hidden_size": tiny.hidden,
         "intermediate_size": 2 * tiny.hidden,
         "num_hidden_layers": LAYERS,
@@ -64,7 +72,7 @@ def make(folder: Path, tiny: Tiny) -> None:
         "tie_word_embeddings": False,
         "bos_token_id": 0,
         "eos_token_id": 2,
-        "torch_dtype": "float32",
+        "torch_dtype": tiny.dtype,
         "use_sliding_window": False,
     }
     if tiny.dual:
@@ -73,7 +81,8 @@ def make(folder: Path, tiny: Tiny) -> None:
     if tiny.table:
         layer = {str(head): ["vertical_and_slash", *sizes, 1.0] for head, sizes in enumerate(tiny.table)}
         (folder / "sparse_attention_config.json").write_text(json.dumps([layer] * LAYERS))
-    save_file(_weights(tiny), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    weights = {name: weight.to(getattr(torch, tiny.dtype)) for name, weight in _weights(tiny).items()}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _weights(tiny: Tiny) -> dict[str, Tensor]:
@@ -141,7 +150,7 @@ def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int, piece:
         piece: tokens of a step of its prefill, if it is attended sparsely.
     """
     sparse = Sparse(prompt, piece, tiny.table) if piece else None
-    weights = load_file(str(folder / "model.safetensors"))
+    weights = {name: weight.float() for name, weight in load_file(str(folder / "model.safetensors")).items()}
     chosen = tiny.dual or {}
     chunking = oracle.Chunking(chosen["chunk_size"], chosen["local_size"]) if chosen else ONE_CHUNK
     dual = oracle.DualChunk(chunking, BASE, tiny.dim**-0.5)
