@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from dca.catalogue import kept_ptx
+from dca.contract import values as contract
 from tests.support import ROOT
 
+FAMILY = contract.load().model.model_dump(mode="json")
 TABLE = {str(head): ["vertical_and_slash", 1000, 1000, 1.0] for head in range(4)}
 
 
@@ -81,7 +83,7 @@ def outcome(python: Path, wheel: Path, dca: Path, harm: Harm, *, guarded: bool) 
     env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON"))}
     env |= harm.env | ({} if guarded else {"VLLM_PLUGINS": ""})
     words = [dca, "emulate", "--ptx", kept_ptx.beside(wheel), "--quiet", "--", python]
-    words += [ROOT / "tests/support/engine_worker.py", json.dumps(asdict(harm))]
+    words += [ROOT / "tests/support/engine_worker.py", json.dumps({**asdict(harm), "family": FAMILY})]
     done = subprocess.run(list(map(str, words)), env=env, capture_output=True, text=True, timeout=3600, check=False)
     told = [line for line in done.stdout.splitlines() if line.startswith("OUTCOME ")]
     assert told, done.stdout[-2000:] + done.stderr[-2000:]

@@ -23,7 +23,7 @@ def main() -> None:
     attention = replace(
         engine.MODEL.attention, original=asked["original"], chunking=oracle.Chunking(*asked["chunking"])
     )
-    model = replace(engine.MODEL, attention=attention)
+    model = replace(engine.MODEL, attention=attention, family=asked["family"])
     drawn = random.Random(SEED)
     words = [drawn.randrange(3, model.vocabulary) for _ in range(max(asked["prompts"]))]
     prompts = [words[:length] for length in asked["prompts"]]

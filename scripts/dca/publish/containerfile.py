@@ -167,7 +167,12 @@ def _check(proof: Evidence, place: Place) -> None:
 
 
 def _refused(record: Record, why: str) -> DcaError:
-    return DcaError("DCA-909", f"no Containerfile is made for {record.file}.", why=why)
+    return DcaError(
+        "DCA-909",
+        f"no Containerfile is made for {record.file}.",
+        why=why,
+        remedy="name another wheel of the index: `dca index list` shows them.",
+    )
 
 
 @functools.cache

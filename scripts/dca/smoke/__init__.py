@@ -23,6 +23,7 @@ from typing import Any
 from dca import inspection
 from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import KERNELS
+from dca.contract import values as contract
 from dca.emulation.recording import Wish
 from dca.foundation import documents, environment, runner, store, together
 from dca.foundation.errors import DcaError
@@ -382,6 +383,7 @@ def _in_engine(task: _Task, about: Subject, findings: _Findings, python: Path, f
     request = task.request
     if task.gpu is None:
         return
+    family = contract.load().model.model_dump(mode="json")
     run.reporter.stage("prove", f"the engine on an emulated GPU of compute capability {task.gpu.arch}")
     for number, overlay in enumerate(request.overlays or (None,)):
         own = folder / f"engine-{number}"
@@ -394,7 +396,8 @@ def _in_engine(task: _Task, about: Subject, findings: _Findings, python: Path, f
             shutil.copytree(folder / "wheel", wheel)
             shutil.copytree(overlay, wheel, dirs_exist_ok=True)
         findings.sources += _python_files(about, overlay, folder / "wheel")
-        asked = _worker_request(request, about, wheel, [_Variant(overlay, wheel)]) | {"level": "engine"}
+        asked = _worker_request(request, about, wheel, [_Variant(overlay, wheel)])
+        asked |= {"level": "engine", "family": family}
         env = emulated.variables(task.gpu, python, own, run, checks=emulated.CHECKS_OF_ENGINES)
         # The engine starts other processes, which import it too.
         env["PYTHONPATH"] = str(wheel)

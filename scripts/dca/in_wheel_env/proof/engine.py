@@ -117,34 +117,39 @@ class Seen:
         return (metadata, outputs, *rest)
 
 
-def cases() -> list[Case]:
-    """Every case; each starts an engine."""
+def cases(family: Mapping[str, Any]) -> list[Case]:
+    """Every case; each starts an engine.
+
+    Args:
+        family: of the model, see `Tiny`.
+    """
     return [
         Case(
             "engine/chunks",
             "the engine's words and their probabilities, for prompts of one to six chunks, prefilled in pieces, "
             "several requests at once",
-            partial(_answers, CHUNKS),
+            partial(_answers, CHUNKS, family),
         ),
         Case(
             "engine/length-factor",
             "the same with the length factor, below, at and above the original length, and across it",
-            partial(_answers, FACTOR),
+            partial(_answers, FACTOR, family),
         ),
         Case(
             "engine/sparse",
             "the same with sparse attention and a table that has every line, where it must equal dense attention",
-            partial(_answers, SPARSE),
+            partial(_answers, SPARSE, family),
         ),
         Case(
             "engine/preemption",
             "the same for requests that are preempted and computed again",
-            partial(_answers, PREEMPTION),
+            partial(_answers, PREEMPTION, family),
         ),
     ]
 
 
-def _answers(plan: Plan, seed: int) -> dict[str, Any]:
+def _answers(plan: Plan, family: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    plan = replace(plan, model=replace(plan.model, family=family))
     drawn = random.Random(seed)
     prompts = [[drawn.randrange(3, plan.model.vocabulary) for _ in range(length)] for length in plan.prompts]
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,8 @@ Its weights make attention far from uniform, so that a wrong position, key or ch
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Tiny:
 
     Attributes:
         attention: of its layers.
+        family: `architectures` and `model_type` of its config; the weights have the names of that architecture's.
         vocabulary: words; the first ones are special.
         layers: their number.
         longest: tokens that it allows, `max_position_embeddings`.
@@ -35,6 +37,7 @@ class Tiny:
     """
 
     attention: Model
+    family: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int = 512
     layers: int = 2
     longest: int = 1024
@@ -64,8 +67,7 @@ class Tiny:
                 "sparse_attention_threshold": self.threshold,
             }
         return {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            **self.family,
             "hidden_size": self.hidden,
             "intermediate_size": self.inner,
             "num_hidden_layers": self.layers,

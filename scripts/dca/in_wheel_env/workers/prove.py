@@ -327,7 +327,7 @@ def engine_cases(variant: dict[str, Any]) -> list[Any]:
     from dca.in_wheel_env.proof import engine
 
     tell(variant=variant["name"], stood_in=list(engine.STOOD_IN))
-    return engine.cases()
+    return engine.cases(REQUEST["family"])
 
 
 def shape_cases(variant: dict[str, Any]) -> list[Any]:
