@@ -75,7 +75,7 @@ publish: venv ## publish the wheels in dist/ to the index dist/index; WHEEL=FILE
 locks: venv ## solve the locks of every recipe again, as of its lock date
 	@.venv/bin/python scripts/locks.py
 
-test: dev ## run the tests on the wheel of `make wheel`, which is built if it is missing; LONG=1 adds those of ten seconds and more
+test: dev ## run the tests on the wheel of `make wheel`, which is built if it is missing; LONG=1 adds the long ones
 	@$(if $(strip $(LONG)),DCA_TEST_LONG=1) .venv/bin/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 prove: dev ## run every test at its full count, and build a small wheel of every recipe

@@ -133,6 +133,7 @@ def test_the_hooks_name_each_file_with_a_planted_mistake(project: Path) -> None:
     assert [file for file in MISTAKES if Path(file).name not in done.stdout] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_tests_of_one_file_stay_on_one_worker() -> None:
     """Else each worker makes the costly fixtures again; what keeps them together has broken without a word before."""

@@ -72,6 +72,7 @@ def options(command: click.Command) -> list[click.Option]:
 # --- the reference -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_reference_has_every_command_and_option(site: Path) -> None:
     pages = {name: shown(site, f"commands/{name}") for name in ("dca", *cli.COMMANDS)}
     for command, context in commands(cli.root, reference.ROOT_CONTEXT):

@@ -40,6 +40,7 @@ def lint(linter: Path, *files: Path) -> list[str]:
     return findings
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_actionlint_finds_nothing(linter: Path) -> None:
     assert lint(linter, *WORKFLOWS) == []

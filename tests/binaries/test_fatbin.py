@@ -582,6 +582,7 @@ def check(code: fatbin.DeviceCode) -> None:
     )
 
 
+@pytest.mark.long
 def test_device_code_of_the_planned_toolkit(plain: Path, packed: Path, plan: Plan) -> None:
     code = fatbin.read(plain)
     check(code)

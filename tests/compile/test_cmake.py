@@ -254,6 +254,7 @@ def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
     assert project.object("a").stat().st_mtime_ns == modified
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [".ninja_log", ".ninja_deps"])
 def test_a_log_that_was_cut_costs_at_most_what_it_no_longer_has(
     name: str, project: Project, chance: random.Random
@@ -296,6 +297,7 @@ class Told(Silent):
         self.works.append(work)
 
 
+@pytest.mark.long
 def test_a_build_names_what_runs_now_and_records_what_it_compiled(project: Project) -> None:
     """The real ninja and g++, two at a time; c.cpp is up to date."""
     for name in ("a", "b"):
@@ -337,6 +339,7 @@ def test_a_new_folder_has_an_estimate_from_the_runs_of_others(known: bool, cmake
     assert first.left == (pytest.approx(200, abs=5) if known else None)
 
 
+@pytest.mark.long
 def test_an_object_that_was_not_finished_is_recorded_too(project: Project) -> None:
     (project.folder.path / "src/a.cpp").write_text(SLOW.replace("NAME", "a") + "int x = no;\n")
     run = quiet_run(project.folder.path)

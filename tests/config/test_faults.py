@@ -93,6 +93,7 @@ def state(folder: Path) -> tuple[list[tuple[str, str]], bytes | None]:
     return listing(folder), path.read_bytes() if regular else None
 
 
+@pytest.mark.long
 def test_spoilt_configs_are_refused_whole_or_changed_reversibly(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

@@ -88,11 +88,13 @@ def test_a_model_without_dca_passes_every_hook_unchanged(
 # --- the patched lines -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_prefill_works_without_a_length_factor(release: tuple[str, Fork], torch_python: Path, tmp_path: Path) -> None:
     answers = backend_answers(torch_python, tmp_path, release[1].patched)
     assert answers == {"none": FACTORS_OF_ONE, "given": GIVEN_FACTORS, "succ": [0, 16, 16, 16]}
 
 
+@pytest.mark.long
 def test_prefill_failed_before_the_patch(release: tuple[str, Fork], torch_python: Path, tmp_path: Path) -> None:
     """And decoding, and prefill of several sequences, were right: the fork's patches are not needed here."""
     answers = backend_answers(torch_python, tmp_path, release[1].before)
@@ -145,6 +147,7 @@ def dense_answers(
     return before, patched
 
 
+@pytest.mark.long
 def test_dense_prefill_reads_gathered_keys_without_a_block_table(dense_answers: tuple[Any, Any]) -> None:
     assert dense_answers[1] == [[3, 2, 8], [1, 2, 3]]
 

@@ -121,6 +121,7 @@ def test_every_op_of_the_groups_is_registered(made: Made, plan: Plan, all_recipe
         assert set(recipe.groups[name].ops) | set(recipe.groups[name].answers) <= registered
 
 
+@pytest.mark.long
 def test_every_kernel_of_the_wheel_has_its_ptx_beside_it(made: Made, wheel: Path, plan: Plan, tmp_path: Path) -> None:
     build = documents.read(Build, Path(made.run) / "build.json")
     file = kept_ptx.beside(wheel)

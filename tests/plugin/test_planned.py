@@ -45,6 +45,7 @@ def run(python: Path, name: str, folder: Path, drawn: int) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_plan_and_merge_are_right(build_python: Path, tmp_path: Path) -> None:
     assert "ms vectorised" in run(build_python, "planned_cases.py", tmp_path, max(30, round(3000 * SHARE)))

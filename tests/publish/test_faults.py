@@ -161,6 +161,7 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
     print(f"{killed} kills")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [str(errno.EIO), f"{errno.ENOSPC}+"], ids=["EIO once", "ENOSPC from then on"])
 def test_an_index_is_right_whatever_cannot_be_written(
     scene: Scene, faulty: Faulty, chance: random.Random, scale: Callable[[int], int], how: str
@@ -290,6 +291,7 @@ def _installs(url: str, python: Path, target: Path) -> int:
     return 2
 
 
+@pytest.mark.long
 def test_of_publishers_with_other_bytes_one_wins(tmp_path: Path) -> None:
     wheels = [make(tmp_path / str(who), content=f"x = {who}\n") for who in range(4)]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}

@@ -61,6 +61,7 @@ def install(request: pytest.FixtureRequest, python: Path, tmp_path: Path) -> obj
     return run
 
 
+@pytest.mark.long
 def test_installs_by_version(web: Served, install) -> None:  # type: ignore[no-untyped-def]
     found = install("--index-url", f"{web.url}simple/", "vllm==1.0+dca1.cu121")
     assert found == ["helper-1.5", "vllm-1.0+dca1.cu121"]

@@ -255,6 +255,7 @@ def longest(model: Shape, count: int, size: float) -> int:
     return longest_of(model, where, Asked(), min(model.rows, model.length), ranks(model, where))[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [SEVEN, FOURTEEN, THIRTY])
 def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:

@@ -137,6 +137,7 @@ def test_a_case_that_the_emulated_gpu_cannot_run_is_told_from_one_that_fails(
     assert [line["case"] for line in results[2:]] == ([] if tested else ["conversion/borders"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_process_that_is_killed_from_outside_is_no_finding(build_python: Path, tmp_path: Path) -> None:
     kernel = library(

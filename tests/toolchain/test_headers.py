@@ -269,6 +269,7 @@ DECLARED = "".join(
 )
 
 
+@pytest.mark.long
 def test_a_real_nvcc_compiles_what_a_newer_glibc_declares(toolkit: Path, planned: object, tmp_path: Path) -> None:
     """With a stand-in for glibc; `#include_next` brings the machine's own."""
     before, after = tmp_path / "include/bits/stand-in.h", tmp_path / "include/math.h"

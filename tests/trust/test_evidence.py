@@ -81,6 +81,7 @@ def parts(made: Made, plan: Plan, all_recipes: tuple[Loaded, ...]) -> Parts:
     return Parts(job, build)
 
 
+@pytest.mark.long
 def test_the_wheel_carries_its_bill_of_materials_which_is_valid(wheel: Path, parts: Parts) -> None:
     # Its parsers take seconds to import, which every run of the tests would pay.
     from cyclonedx.schema import SchemaVersion

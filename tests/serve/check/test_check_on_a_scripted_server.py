@@ -874,6 +874,7 @@ def test_quiet_says_nothing_of_what_is_well(serve: Serve, check: Check) -> None:
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
     serve: Serve, tmp_path: Path, number: signal.Signals
