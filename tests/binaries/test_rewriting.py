@@ -47,6 +47,7 @@ def test_the_wrappers_and_their_containers_are_found(built: bytes) -> None:
     assert containers(built) == OLD
 
 
+@pytest.mark.slow
 def test_a_loaded_module_reaches_its_new_containers_and_is_as_much_smaller(built: bytes, tmp_path: Path) -> None:
     content = rewriting.replaced(rewriting.read(built), NEW)
     assert containers(content) == NEW

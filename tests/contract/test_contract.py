@@ -199,6 +199,7 @@ def sdist(path: Path, files: dict[str, str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_says_what_an_archive_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sdist(tmp_path / "vllm-9.9.tar.gz", {"vllm/__init__.py": "__version__ = '9.9'\n"})
     words = ["plugin", "check", "vllm==9.9", "--sdist", str(file), "--cache-dir", str(tmp_path / "cache")]

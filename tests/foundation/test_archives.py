@@ -122,6 +122,7 @@ def test_a_damaged_sdist_is_refused(how: str, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_tarfile")
 def test_an_sdist_of_compressed_text_that_is_damaged_is_refused(tmp_path: Path) -> None:
     text = b"".join(b"%d " % number for number in range(200_000))

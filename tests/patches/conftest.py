@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,6 +34,21 @@ def variable(kind: str, name: str) -> str:
 
 def git(*words: str | Path) -> None:
     subprocess.run(["git", *map(str, words)], env=GIT_ENV, check=True, capture_output=True, timeout=600)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the test logs; pytest's own way, which costs every other test time, is switched off."""
+    texts: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield texts
+    root.setLevel(before)
+    root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -370,29 +370,28 @@ def test_a_list_of_plugins_without_the_guards_is_noticed(environ: dict[str, str]
 
 
 def test_the_flash_attention_package_says_that_the_guards_are_left_out(
-    installed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    installed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     """It is imported without the plugin, which cannot say so itself."""
     monkeypatch.setenv("VLLM_PLUGINS", "lora")
     installed("{}")
-    [line] = [record.getMessage() for record in caplog.records if "VLLM_PLUGINS" in record.getMessage()]
+    [line] = [text for text in logged if "VLLM_PLUGINS" in text]
     assert_is_a_whole_message(line, "DCA-824")
 
 
 @pytest.mark.parametrize("eager", [True, False, None])
 def test_cuda_graphs_are_turned_off_and_that_is_said(
-    eager: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    eager: bool | None, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
     model_config = SimpleNamespace(
         hf_config=SimpleNamespace(dual_chunk_attention_config=QWEN_1M), max_model_len=1000, enforce_eager=bool(eager)
     )
     args = SimpleNamespace(enforce_eager=eager, enable_prefix_caching=None)
-    with caplog.at_level("INFO"):
-        guards.check_model(model_config, args)
+    guards.check_model(model_config, args)
     assert args.enforce_eager is True
     assert model_config.enforce_eager is True
-    said = [record.getMessage() for record in caplog.records if "(DCA-812)" in record.getMessage()]
+    said = [text for text in logged if "(DCA-812)" in text]
     assert len(said) == (0 if eager else 1)
 
 
@@ -612,14 +611,12 @@ class Derived:
     ],
 )
 def test_a_length_never_passes_the_rotary_table(
-    asked: int | None, longest: int, length: int, noticed: str | None, caplog: pytest.LogCaptureFixture
+    asked: int | None, longest: int, length: int, noticed: str | None, logged: list[str]
 ) -> None:
     derive = Derived(longest)
     assert guards.capped_length(derive, asked, 1010000) == length
     assert derive.asked == [asked if asked is None else min(asked, 1010000)]
-    assert [record.getMessage() for record in caplog.records] == (
-        [] if noticed is None else [guards.length_notice(int(noticed), 1010000)]
-    )
+    assert logged == ([] if noticed is None else [guards.length_notice(int(noticed), 1010000)])
 
 
 @pytest.mark.parametrize("hf_config", [SimpleNamespace(), SimpleNamespace(dual_chunk_attention_config=None)])

@@ -83,6 +83,7 @@ def test_what_is_no_bundle_is_told(trust: Path, bundle: bytes) -> None:
             read(bundle)
 
 
+@pytest.mark.slow
 def test_without_an_identity_it_is_said_how_to_have_one(trust: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(keyless.TOKEN)
     for given, says in ((None, "is not set"), ("x.y.z", "malformed"), (token(JOB, minutes=-8), "malformed")):
