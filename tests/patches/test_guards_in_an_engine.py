@@ -45,7 +45,8 @@ class Harm:
 
 
 HARMS = {
-    "DCA-811": Harm(env={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, ends="TypeError"),
+    # vLLM refuses another backend by itself; the guard chooses the right one where none is set.
+    "DCA-811": Harm(env={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, ends="please set VLLM_ATTENTION_BACKEND"),
     "DCA-813": Harm(settings={"kv_cache_dtype": "fp8"}, ends="Error"),
     "DCA-814": Harm(settings={"enable_prefix_caching": True}, prompts=(190, 430), original=100),
     "DCA-815": Harm(
@@ -72,7 +73,8 @@ HARMS = {
         },
         ends="AssertionError",
     ),
-    "DCA-819": Harm(chunking=(144, 40)),
+    # vLLM refuses this one too, when it builds the model.
+    "DCA-819": Harm(chunking=(144, 40), ends="chunk_len must be divisible by block_size"),
     "DCA-820": Harm(settings={"enable_chunked_prefill": False, "max_num_batched_tokens": 1024}),
     "DCA-823": Harm(settings={"dtype": "float16"}, ends="Error"),
 }
