@@ -76,7 +76,6 @@ HARMS = {
     # vLLM refuses this one too, when it builds the model.
     "DCA-819": Harm(chunking=(144, 40), ends="chunk_len must be divisible by block_size"),
     "DCA-820": Harm(settings={"enable_chunked_prefill": False, "max_num_batched_tokens": 1024}),
-    "DCA-823": Harm(settings={"dtype": "float16"}, ends="Error"),
 }
 
 
