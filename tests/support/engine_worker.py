@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts/dca"))
 from in_wheel_env import oracle  # type: ignore[import-not-found]
-from in_wheel_env.proof import engine, tiny  # type: ignore[import-not-found]
+from in_wheel_env.proof import engine, whole_model  # type: ignore[import-not-found]
 
 SEED = 1
 
@@ -41,7 +41,7 @@ def main() -> None:
             return
     off = 0.0
     for prompt, (chosen, scores) in zip(prompts, answers, strict=True):
-        want = tiny.forward(model, weights, [*prompt, *chosen][:-1], len(prompt))[len(prompt) - 1 :]
+        want = whole_model.forward(model, weights, [*prompt, *chosen][:-1], len(prompt))[len(prompt) - 1 :]
         off = max(off, engine.largest(scores, want))
     print("OUTCOME", json.dumps({"off": off, "bound": engine.BOUND}))
 

@@ -20,10 +20,10 @@ from unittest import mock
 import torch
 
 from .. import oracle
-from . import tiny
+from . import whole_model
 from .case import Case, Wrong
 from .layer import Model
-from .tiny import Tiny
+from .whole_model import Tiny
 
 # Of the engine's environment: the engine that has dual chunk attention, and its backend.
 VARIABLES = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}
@@ -159,11 +159,11 @@ def _answers(plan: Plan, family: Mapping[str, Any], seed: int) -> dict[str, Any]
         if not seen.counts[demand]:
             raise Wrong(f"the scheduler made no step of the kind `{demand}`: the case proves nothing about it")
     worst, apart = 0.0, torch.inf
-    other = tiny.ordinary(plan.model)
+    other = whole_model.ordinary(plan.model)
     for prompt, (words, scores) in zip(prompts, answers):
         tokens, first = prompt + words, len(prompt) - 1
-        want = tiny.forward(plan.model, weights, tokens[:-1], len(prompt))[first:]
-        plain = tiny.forward(other, weights, tokens[:-1], len(prompt))[first:]
+        want = whole_model.forward(plan.model, weights, tokens[:-1], len(prompt))[first:]
+        plain = whole_model.forward(other, weights, tokens[:-1], len(prompt))[first:]
         off = _compare(len(prompt), words, scores, want)
         worst = max(worst, off)
         # Up to one chunk, and without a factor, dual chunk attention is ordinary attention.
