@@ -90,8 +90,10 @@ def test_the_repositories_keep_the_rules_and_are_the_same_again(
     assert not [name for name in hashes[0] if "_vllm_fa2_C" in name]
 
 
-def test_a_recipe_without_kernels_is_refused(dca: RunDca, tmp_path: Path) -> None:
-    done = dca("kernels", "--recipe", "vllm-0.33", "--to", tmp_path / "kernels")
-    assert done.returncode == 7
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--recipe", "vllm-0.33"), ("--recipe", "vllm-0.10.2", "--prebuilt", "all")])
+def test_a_plan_that_compiles_nothing_is_refused(words: tuple[str, ...], dca: RunDca, tmp_path: Path) -> None:
+    done = dca("kernels", *words, "--to", tmp_path / "kernels")
+    assert done.returncode == 7, done.stderr
     assert "DCA-704" in done.stderr
     assert not (tmp_path / "kernels").exists()

@@ -55,7 +55,7 @@ def compile_index(job: Job, run: Run) -> Compiled:
         raise DcaError(
             "DCA-704",
             f"torch {job.torch.version} has no stable ABI to compile for.",
-            why=f"its headers have no {HEADER}; torch 2.8 and later do.",
+            why=f"its headers have no {HEADER}; those of torch 2.8 do.",
             remedy="build for a later torch: --profile kernels, where the recipe offers it.",
         )
     sass = job.plan.nvcc_archs

@@ -20,6 +20,8 @@ from dca.catalogue.kernel_layout import BUILDS, METADATA, VARIANT, Metadata
 from dca.inspection.values import InspectedModule
 
 MOST_METADATA = 4 << 20
+# Variants of Python alone, and those of another framework.
+_OTHERS = re.compile(r"torch-[a-z]+|tvm-ffi\d+-[a-z]+\d*-\w+-\w+")
 # What a module may be linked with: the C and C++ libraries, torch, and the CUDA libraries that torch requires.
 _LIBRARIES = re.compile(
     r"lib(?:c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so\.\d+|ld-linux-[\w-]+\.so\.\d+"
@@ -87,7 +89,8 @@ def check(folder: Path, modules: Iterable[InspectedModule]) -> Iterator[str]:
 
 
 def _layout(variant: Path, at: str, about: Metadata | None) -> Iterator[str]:
-    if VARIANT.fullmatch(variant.name) is None and not re.fullmatch(r"torch-[a-z]+", variant.name):
+    named = VARIANT.fullmatch(variant.name)
+    if named is None and not _OTHERS.fullmatch(variant.name):
         yield f"{at} is not named as a variant, such as torch28-cxx11-cu128-x86_64-linux."
     if not (variant / "__init__.py").is_file():
         yield f"{at} has no __init__.py."
@@ -95,7 +98,7 @@ def _layout(variant: Path, at: str, about: Metadata | None) -> Iterator[str]:
         return
     if not (variant / about.module / "__init__.py").is_file():
         yield f"{at} has no {about.module}/__init__.py, which old releases of the kernels library import."
-    if about.backend.type == "cuda" and "-cu" in variant.name and not about.backend.archs:
+    if named and about.backend.type == "cuda" and not about.backend.archs:
         yield f"{at}/{METADATA} names no GPU architectures."
     if about.digest is None:
         yield f"{at}/{METADATA} has no digest."

@@ -79,11 +79,11 @@ def make(planned: Planned, cache: store.Store, to: Path, reporter: Reporter) -> 
     folder = cache.open().folder("run", f"{plan.recipe}-kernels-{plan.key}")
     run = Run(cache, reporter, folder / "build.log")
     run.log.unlink(missing_ok=True)
-    if not plan.modules:
+    if not plan.compiled:
         raise DcaError(
             "DCA-704",
-            f"{plan.recipe} has no compiled kernels.",
-            remedy="use a recipe that compiles them; `dca plan` lists recipes.",
+            f"this plan of {plan.recipe} compiles nothing, and the index conversion must be compiled.",
+            remedy="omit --prebuilt, or use a recipe that compiles its kernels; `dca plan` lists recipes.",
         )
     job = wheel.prepare(planned, run)
     build = compiling.compile_modules(job, run)
