@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ def expected(q: Tensor, k: Tensor, v: Tensor, chosen: list[list[Tensor]]) -> tup
     return outs, lses
 
 
+def as_old_releases_do(name: str, module: ModuleType) -> bool:
+    """Whether the folder in a variant that old releases of the library import has the same."""
+    assert module.__file__ is not None
+    sys.path.insert(0, str(Path(module.__file__).parent))
+    other = importlib.import_module(name)
+    return other.ops is module.ops and set(other.__all__) == set(module.__all__) and other is not module
+
+
 def main(folder: Path) -> dict[str, object]:
     attention, index = (kernels.get_local_kernel(folder / name) for name in ("dca-attention", "dca-index"))
     torch.manual_seed(1)
@@ -68,10 +77,10 @@ def main(folder: Path) -> dict[str, object]:
     for name, (out, lse), keys in (("sparse", (sparse.out[0], sparse.lse[0]), chosen), ("dense", dense, every)):
         outs, lses = expected(q, k, v, keys)
         worst[name] = [float((out.cpu() - outs).abs().max()), float((lse.cpu() - lses).abs().max())]
-    loaded = [
-        [one.metadata.name.python_name, one.metadata.id, one.module.__name__] for one in kernels.get_loaded_kernels()
-    ]
-    return {"same": same, "worst": worst, "loaded": loaded, "device": torch.cuda.get_device_name()}
+    loaded = kernels.get_loaded_kernels()
+    told = [[one.metadata.name.python_name, one.metadata.id, one.module.__name__] for one in loaded]
+    old = [as_old_releases_do(name, sys.modules[id_]) for name, id_, _ in told]
+    return {"same": same, "worst": worst, "loaded": told, "old": old, "device": torch.cuda.get_device_name()}
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def test_the_kernels_library_loads_what_computes_as_the_oracle(
     assert "emulated" in found["device"]
     # The library imports a kernel under its id, which also is the namespace of its ops.
     assert found["loaded"] == [[one.name.replace("-", "_"), one.id, one.id] for one in (attention, index)]
+    assert found["old"] == [True, True]
     assert attention.variant.startswith("torch28-cxx11-cu12")
     assert index.variant.startswith("torch-stable-abi28-cu12")
 
