@@ -307,6 +307,21 @@ def test_a_table_that_does_not_fit_is_refused(wrong: Any) -> None:
     assert code(refused) == "DCA-213"
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"table": table(28, 28, 1000, 99)}, "DCA-818: The sparse attention table's entry for layer 0, head 0"),
+        ({"table": table(28, 28, 4)}, "DCA-818: The sparse attention table gives the heads 0 to 27 of layer 0"),
+        ({"chunk_size": 112, "local_size": 32, "table": table(28, 28)}, "DCA-819: A chunk has 80 tokens"),
+    ],
+)
+def test_a_table_that_the_engine_would_refuse_is_not_written(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(MILLION)), CHUNKS.model_copy(update=changed))
+    assert code(refused) == "DCA-213"
+    assert refused.value.why.startswith(words)
+
+
 @pytest.mark.parametrize("wrong", [{"chunk_size": 0}, {"local_size": 0}, {"local_size": 262144}, {"original": -1}])
 def test_chunks_that_are_none_are_wrong_usage(wrong: dict[str, int]) -> None:
     with pytest.raises(DcaError) as refused:

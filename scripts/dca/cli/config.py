@@ -192,9 +192,9 @@ def check(
     if result.errors:
         first = result.errors[0]
         raise DcaError(
-            first.code,
+            first.ending,
             f"{result.folder} has {len(result.errors)} error{'s' * (len(result.errors) > 1)}.",
-            why=first.what,
+            why=first.why,
             remedy=first.remedy,
             answered=output.as_json,
         )

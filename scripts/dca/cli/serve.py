@@ -587,6 +587,7 @@ def run(
     wish = replace(wish, known=_corrections(cache_dir))
     subject, made = wish.plan(visible=start.server.visible, local=True)
     launch = _launch(subject, made, start)
+    subject = replace(subject, settings=made.best.settings)
     if subject.gpus.machines > 1:
         raise DcaError(
             "DCA-201",

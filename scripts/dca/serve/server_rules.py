@@ -353,6 +353,13 @@ def refused(subject: Subject) -> Iterator[Finding]:
             "the length of their request before they are cached, so another request would reuse a wrong scale.",
             f"omit --enable-prefix-caching, or use --max-model-len {shape.original}.",
         )
+    if asked.offload_gib:
+        yield _error(
+            "DCA-154",
+            f"--kv-offloading-size {asked.offload_gib:g}: the V0 engine, the only one with dual chunk "
+            "attention, has no such option.",
+            "omit it.",
+        )
     if asked.graphs:
         yield _warning(
             "DCA-154",
@@ -682,9 +689,11 @@ def folder(subject: Subject) -> Iterator[Finding]:
     """The findings of `dca config check` for the model's folder, each with its own code."""
     if subject.file is None or subject.file.name != "config.json":
         return
-    for finding in configs.check(subject.file.parent, length=subject.settings.length).findings:
-        # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow.
-        if finding.severity == "error" or finding.code == "DCA-124":
+    ranks, length = subject.settings.tp, subject.settings.length
+    for finding in configs.check(subject.file.parent, ranks=ranks, length=length).findings:
+        # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow. What
+        # so many GPUs cannot share has a rule of its own here.
+        if (finding.severity == "error" and finding.code != "DCA-131") or finding.code == "DCA-124":
             yield finding
 
 
@@ -727,5 +736,5 @@ def refuse(findings: tuple[Finding, ...], what: str, *, answered: bool = False) 
     if errors:
         rest = [f"{finding.code}: {finding.what}" for finding in errors[1:]]
         raise DcaError(
-            errors[0].code, what, why="\n".join([errors[0].what, *rest]), remedy=errors[0].remedy, answered=answered
+            errors[0].ending, what, why="\n".join([errors[0].why, *rest]), remedy=errors[0].remedy, answered=answered
         )
