@@ -15,9 +15,9 @@ import pytest
 
 from dca import config as configs
 from dca.catalogue import recipes
+from dca.config.config_rules import Finding
 from dca.foundation.errors import DcaError
 from dca.serve import engines, server_rules
-from dca.serve.server_rules import Finding
 from tests.support.guards import guards
 from tests.support.serving import DCA, folder, planned
 

@@ -157,7 +157,8 @@ def _wish(model: str, named: str | None, machines: int, recipe: str | None, whee
 _subject = packed(
     _wish,
     "wish",
-    click.argument("model", metavar="MODEL"),
+    click.argument("model", type=options.MODEL_NAME, metavar="MODEL"),
+    options.download,
     click.option(
         "--gpus",
         "named",

@@ -651,7 +651,7 @@ def chunks(subject: Subject) -> Iterator[Finding]:
         return
     # The attention backend has defaults for both, and the rotary embedding of the same engines has none.
     chunk, local = dual.get("chunk_size"), dual.get("local_size")
-    if count(chunk) is None or count(local) is None or chunk <= local:
+    if not (whole := count(chunk)) or not (part := count(local)) or whole <= part:
         yield subject.error(
             "DCA-133",
             f"chunk_size is {short(chunk)} and local_size is {short(local)}; chunk_size must be the larger, and both "

@@ -53,6 +53,8 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         shortened: whether the length is the maximum that fits instead of the one asked for.
     """
     shape, asked, settings = subject.shape, subject.asked, planned.settings
+    if subject.revision:
+        yield Flag(name="--revision", value=subject.revision, reason="as asked for: this revision was planned.")
     if settings.tp > 1:
         yield Flag(name="--tensor-parallel-size", value=str(settings.tp), reason=_reason_tp(subject, settings))
     if settings.pp > 1:

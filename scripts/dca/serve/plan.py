@@ -372,7 +372,10 @@ def subject_of(
         known=known,
         env=dict(env or {}),
     )
-    if file is not None and not hub.is_name(model):
+    on_hub = hub.named(model)
+    if on_hub is not None:
+        # A name with an organisation is already the hub's.
+        return replace(subject, revision=on_hub.revision), on_hub.repository
+    if file is not None:
         return subject, str(file.parent.absolute())
-    # A name with an organisation is already the hub's.
     return subject, model if "/" in model else published.hub or model

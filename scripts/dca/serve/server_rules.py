@@ -117,6 +117,7 @@ class Subject:
         recipe_reason: why this recipe.
         known: every recipe, to suggest other wheels.
         env: environment variables that the server would see.
+        revision: that of the model on a hub; empty for the newest, and for a folder.
     """
 
     shape: Shape
@@ -132,6 +133,7 @@ class Subject:
     recipe_reason: str = ""
     known: tuple[Loaded, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    revision: str = ""
 
     @property
     def dtype(self) -> str:

@@ -249,8 +249,9 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
     name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
-    if hub.is_name(model):
-        return shape_of(found, matched.name if matched else Path(model).name, matched, table, hub=model), config, file
+    if on_hub := hub.named(model):
+        name = matched.name if matched else on_hub.name
+        return shape_of(found, name, matched, table, hub=on_hub.repository), config, file
     return shape_of(found, Path(name).name, matched, table), config, file
 
 
