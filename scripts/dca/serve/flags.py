@@ -124,6 +124,8 @@ def _reason_tp(subject: Subject, settings: Settings) -> str:
 def _reason_length(shape: Shape, length: int, *, shortened: bool) -> str:
     if shortened:
         return "the maximum that fits, prompt and answer together."
+    if shape.unlimited:
+        return "no length takes more memory than another, because every layer keeps a state alone."
     if length == min(shape.rows, shape.length):
         return "the model's own length, prompt and answer together."
     return f"as asked for, prompt and answer together; the model's own length is {min(shape.rows, shape.length):,}."

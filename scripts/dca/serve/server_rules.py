@@ -267,7 +267,13 @@ def divides(shape: Shape, tp: int) -> bool:
 
 
 def abilities(subject: Subject) -> Iterator[Finding]:
-    """DCA-152: a GPU without the dtype, or without kernels for the quantized weights."""
+    """DCA-152: a GPU without CUDA, without the dtype, or without kernels for the quantized weights."""
+    if subject.gpus.without_cuda and not subject.asked.stock:
+        yield _error(
+            "DCA-152",
+            f"{subject.gpus.words}: wheels of {subject.recipe.recipe.name} have CUDA kernels alone.",
+            "use other GPUs, or plan for vLLM's own wheels for them with --engine-version.",
+        )
     for arch in subject.gpus.archs:
         least = OLDEST_DTYPE.get(subject.dtype)
         if least and order(arch) < order(least):
@@ -477,7 +483,7 @@ def length(subject: Subject) -> Iterator[Finding]:
     """DCA-127: more tokens than the rotary table has rows, or than the engine allows."""
     shape, tokens = subject.shape, subject.settings.length
     most = min(shape.rows, shape.length)
-    if tokens <= most:
+    if tokens <= most or shape.unlimited:
         return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
     if shape.dual_chunk or shape.merged:
