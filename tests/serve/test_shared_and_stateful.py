@@ -124,6 +124,22 @@ def test_blocks_that_layers_share_are_stored_once_and_cached_by_each() -> None:
     assert grown == pytest.approx(11 * block * 2, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("config", "counted"),
+    [
+        (SHARED, 7_356_749_648),
+        (STATES, 7_285_403_648),
+        (CHANNELS, 7_272_665_088),
+        (ENCODER, 567_754_752),
+        (LOCAL, 394_781_696),
+    ],
+    ids=["shared", "heads", "channels", "encoder", "windows"],
+)
+def test_the_weights_are_those_that_transformers_counts(config: dict[str, Any], counted: int) -> None:
+    """What transformers 5.24.0 makes of the config on torch's device `meta`."""
+    assert gpu_memory.weight_bytes(of(config), Layout()) / 2 == pytest.approx(counted, rel=0.03)
+
+
 def test_the_layers_are_found_by_their_numbers_too() -> None:
     numbered = {key: value for key, value in SHARED.items() if key not in ("layers_block_type", "attention_head_dim")}
     assert of(numbered).parts == of(SHARED).parts
