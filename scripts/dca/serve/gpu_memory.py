@@ -88,7 +88,7 @@ def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[floa
     if group.kind == "state" and group.state is not None:
         own = group.state
         keys, values = own.key_heads * own.key_dim / tp, own.value_heads * own.value_dim / tp
-        mixed = (2 * keys + 2 * values + 2 * own.value_heads / tp) * hidden
+        mixed = (2 * keys + (1 + own.gates) * values + 2 * own.value_heads / tp) * hidden
         # The first Mamba makes steps and state from each channel.
         steps = values * (2 * own.rank + 3 * own.key_dim) if own.rank else 0.0
         return mixed + values * hidden, (2 * keys + values) * own.kernel + 2 * own.value_heads / tp + steps

@@ -35,6 +35,7 @@ class State(Value):
         kernel: width of the convolution before it.
         width: bytes of one number of the state.
         rank: elements between the two halves of what makes the steps of time; 0 without such halves.
+        gates: projections as wide as the values beside theirs.
     """
 
     key_heads: int
@@ -44,6 +45,7 @@ class State(Value):
     kernel: int = 4
     width: int = 4
     rank: int = 0
+    gates: int = 1
 
 
 class Layers(Value):
@@ -125,6 +127,12 @@ def plain(found: Layout) -> dict[str, Any]:
     What the file does not state is what its class takes for it; `null` is stated.
     """
     usual = {name: found.get(name) for name in layout.OTHER_NAMES}
+    # Some files keep the sizes of attention and of MLPs in objects of their own.
+    for key in ("attn_config", "ffn_config"):
+        inner = found.text.get(key)
+        for name, others in layout.OTHER_NAMES.items() if isinstance(inner, dict) else ():
+            stated = next((inner[one] for one in (name, *others) if inner.get(one) is not None), None)
+            usual[name] = usual[name] if usual[name] is not None else stated
     usual["num_hidden_layers"] = found.count("num_hidden_layers")
     stated = {**found.text, **{name: value for name, value in usual.items() if value is not None}}
     config = {**classes.defaults(found.text_type), "model_type": found.text_type, **stated}
@@ -225,6 +233,8 @@ def of(config: dict[str, Any]) -> Found:
     for key, what in UNKNOWN.items():
         if config.get(key):
             unknown[what] = None
+    if config.get("model_type") in classes.load().undescribed:
+        unknown["images (the file does not describe their part)"] = None
     for key in SEVERAL:
         if isinstance(value := config.get(key), list) and len(value) < count:
             unknown[f"experts of several kinds ({key})"] = None
@@ -316,6 +326,7 @@ NAMED: dict[str, Kind] = {
     "mamba2": "state",
     "recurrent": "state",
     "hybrid": "full",
+    "conv": "state",
     "kda": "state",
     "mlp": "none",
     "moe": "none",
@@ -365,6 +376,8 @@ def _kind(config: dict[str, Any], index: int) -> Kind:
         return "full" if listed[index] == 1 else "state"
     if every := _count(config, "full_attention_interval"):
         return "full" if (index + 1) % every == 0 else "state"
+    if (step := _count(config, "mamba_step")) and config.get("mamba_enabled") is not False:
+        return "full" if index % step == step // 2 else "state"
     if period := _count(config, "attn_layer_period"):
         return "full" if index % period == _count(config, "attn_layer_offset") else "state"
     if isinstance(listed := config.get("attn_layer_indices"), list):
@@ -489,6 +502,10 @@ def _state(config: dict[str, Any], heads: int) -> State:
             kernel=_count(config, "linear_conv_kernel_dim") or 4,
             width=width,
         )
+    if kernel := _count(config, "conv_L_cache"):
+        # A short convolution between two gates: its last tokens are all that is kept.
+        wide = _count(config, "conv_dim") or _count(config, "hidden_size")
+        return State(key_heads=0, value_heads=1, key_dim=0, value_dim=wide, kernel=kernel, gates=2)
     size = _first(config, "mamba_d_state", "ssm_state_size", "state_size") or 128
     if _count(config, "mamba_expand") and not _first(config, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads"):
         # The first Mamba: one state for each channel, and no heads.
@@ -499,6 +516,7 @@ def _state(config: dict[str, Any], heads: int) -> State:
         return _channels(config, inner, size, width)
     own = _first(config, "mamba_n_heads", "mamba_num_heads")
     dim = _first(config, "mamba_d_head", "mamba_head_dim")
+    dim = dim or (_count(config, "head_dim") if _count(config, "mamba_step") else 0)
     if own and dim:
         groups = _first(config, "mamba_n_groups", "n_groups") or 1
         kernel = _first(config, "mamba_d_conv", "conv_kernel") or 4
@@ -517,7 +535,7 @@ def _channels(config: dict[str, Any], inner: int, size: int, width: int) -> Stat
 def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int]]:
     """The MLP of a layer: its width, and its experts."""
     experts = _count(config, "num_experts")
-    inner, hidden = _count(config, "intermediate_size"), _count(config, "hidden_size")
+    inner, hidden = _inner(config), _count(config, "hidden_size")
     expert = _count(config, "moe_intermediate_size") or inner
     shared = _shared(config, expert)
     ungated = config.get("model_type") in classes.load().ungated
@@ -556,6 +574,19 @@ def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int
         return mixture if experts and (both or mixed(index)) else dense
 
     return of_layer
+
+
+def _inner(config: dict[str, Any]) -> int:
+    """Elements between the two halves of a dense MLP, as the class takes what the file states."""
+    inner = _count(config, "intermediate_size")
+    if config.get("model_type") in classes.load().fused:
+        return inner // 2
+    if config.get("block_auto_adjust_ff_dim") is True:
+        multiple = config_rules.number(config.get("block_ffn_dim_multiplier")) or 1.0
+        unit = _count(config, "block_multiple_of") or 1
+        wide = int(multiple * int(2 * (_count(config, "block_ff_dim") or inner) / 3))
+        return math.ceil(wide / unit) * unit
+    return inner
 
 
 def _shared(config: dict[str, Any], expert: int) -> int:
