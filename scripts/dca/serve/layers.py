@@ -129,10 +129,11 @@ def plain(found: Layout) -> dict[str, Any]:
     usual = {name: found.get(name) for name in layout.OTHER_NAMES}
     # Some files keep the sizes of attention and of MLPs in objects of their own.
     for key in ("attn_config", "ffn_config"):
-        inner = found.text.get(key)
-        for name, others in layout.OTHER_NAMES.items() if isinstance(inner, dict) else ():
-            stated = next((inner[one] for one in (name, *others) if inner.get(one) is not None), None)
-            usual[name] = usual[name] if usual[name] is not None else stated
+        own = found.text.get(key)
+        inner: dict[str, Any] = own if isinstance(own, dict) else {}
+        for name, others in layout.OTHER_NAMES.items():
+            value = next((inner[one] for one in (name, *others) if inner.get(one) is not None), None)
+            usual[name] = usual[name] if usual[name] is not None else value
     usual["num_hidden_layers"] = found.count("num_hidden_layers")
     stated = {**found.text, **{name: value for name, value in usual.items() if value is not None}}
     config = {**classes.defaults(found.text_type), "model_type": found.text_type, **stated}
