@@ -300,6 +300,14 @@ def test_dual_chunk_attention_with_a_table() -> None:
     assert edited.text.count("\n") < source(config(MILLION)).text.count("\n") + 35
 
 
+@pytest.mark.parametrize("old", [None, {}, {"rope_type": "default"}, {"type": "yarn", "factor": 2.0}])
+def test_an_empty_rope_parameters_stays_empty(old: dict[str, Any] | None) -> None:
+    setting = YarnSetting(factor=4, original=32768)
+    once = edit.set_yarn(source(config(rope_scaling=old, rope_parameters={}, rope_theta=1e6)), setting)
+    assert once.plain()["rope_parameters"] == {}
+    assert edit.set_yarn(once, setting) is once
+
+
 @pytest.mark.parametrize("wrong", [table(27, 28), table(28, 27), table(28, 28, 0), [[1]], [{"0": 1}], [{}] * 28])
 def test_a_table_that_does_not_fit_is_refused(wrong: Any) -> None:
     with pytest.raises(DcaError) as refused:

@@ -242,7 +242,8 @@ def _with_base(source: Json, base: float | None) -> Json:
     old = isinstance(found.text.get(SCALING), dict)
     if old and found.get(THETA) is None and not found.path:
         source = text.put(source, (THETA,), base)
-    if isinstance(inside, dict) and inside.get(THETA) is None:
+    # Readers pass over an empty object; with a base alone they would take it for a scaling without a type.
+    if isinstance(inside, dict) and inside and inside.get(THETA) is None:
         source = text.put(source, (*found.path, PARAMETERS, THETA), base)
     return source
 
