@@ -300,11 +300,34 @@ def test_dual_chunk_attention_with_a_table() -> None:
     assert edited.text.count("\n") < source(config(MILLION)).text.count("\n") + 35
 
 
+@pytest.mark.parametrize("old", [None, {}, {"rope_type": "default"}, {"type": "yarn", "factor": 2.0}])
+def test_an_empty_rope_parameters_stays_empty(old: dict[str, Any] | None) -> None:
+    setting = YarnSetting(factor=4, original=32768)
+    once = edit.set_yarn(source(config(rope_scaling=old, rope_parameters={}, rope_theta=1e6)), setting)
+    assert once.plain()["rope_parameters"] == {}
+    assert edit.set_yarn(once, setting) is once
+
+
 @pytest.mark.parametrize("wrong", [table(27, 28), table(28, 27), table(28, 28, 0), [[1]], [{"0": 1}], [{}] * 28])
 def test_a_table_that_does_not_fit_is_refused(wrong: Any) -> None:
     with pytest.raises(DcaError) as refused:
         edit.set_dca(source(config(MILLION)), CHUNKS.model_copy(update={"table": wrong}))
     assert code(refused) == "DCA-213"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"table": table(28, 28, 1000, 99)}, "DCA-818: The sparse attention table's entry for layer 0, head 0"),
+        ({"table": table(28, 28, 4)}, "DCA-818: The sparse attention table gives the heads 0 to 27 of layer 0"),
+        ({"chunk_size": 112, "local_size": 32, "table": table(28, 28)}, "DCA-819: A chunk has 80 tokens"),
+    ],
+)
+def test_a_table_that_the_engine_would_refuse_is_not_written(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(MILLION)), CHUNKS.model_copy(update=changed))
+    assert code(refused) == "DCA-213"
+    assert refused.value.why.startswith(words)
 
 
 @pytest.mark.parametrize("wrong", [{"chunk_size": 0}, {"local_size": 0}, {"local_size": 262144}, {"original": -1}])

@@ -43,7 +43,7 @@ REFUSED = {
     },
 }
 # Folders of one process; a process takes a minute to start on a busy machine.
-AT_ONCE = 30
+AT_ONCE = 12
 
 
 def read(path: Path) -> Json:

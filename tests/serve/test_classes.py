@@ -57,6 +57,21 @@ TYPED = json.loads((ROOT / "tests/cases/memory/typed.json").read_text("utf-8"))
         # Latent attention that is cached expanded, and twice in a layer.
         ("minicpm3-4b", 4.07, 62 * 40 * 2 * 96 * 2),
         ("longcat-flash", 562, 28 * 2 * 576 * 2),
+        # Sizes in objects of their own, or under the names of older files; biases in place of rotary embeddings.
+        ("dbrx", 131.6, 40 * 2 * 8 * 128 * 2),
+        ("glm-4-9b", 9.40, 40 * 2 * 2 * 128 * 2),
+        ("bloom-7b1", 7.07, 30 * 2 * 32 * 128 * 2),
+        ("baichuan2-13b", 13.90, 40 * 2 * 40 * 128 * 2),
+        # Mixtures with a dense MLP beside them, a wide shared expert, and none.
+        ("arctic", 477, 35 * 2 * 8 * 128 * 2),
+        ("qwen1.5-moe-a2.7b", 14.3, 24 * 2 * 16 * 128 * 2),
+        ("olmoe-1b-7b", 6.92, 16 * 2 * 16 * 128 * 2),
+        # Short convolutions, and Mamba in most layers or every second one.
+        ("lfm2-1.2b", 1.17, 6 * 2 * 8 * 64 * 2),
+        ("bamba-9b", 9.78, 3 * 2 * 8 * 128 * 2),
+        ("plamo-2-8b", 9.1, 16 * 2 * 4 * 128 * 2),
+        # Layers that see all tokens.
+        ("embeddinggemma-300m", 0.303, 0),
     ],
 )
 def test_weights_and_cache_are_those_of_the_class(name: str, billions: float, token: int) -> None:
@@ -65,9 +80,19 @@ def test_weights_and_cache_are_those_of_the_class(name: str, billions: float, to
     assert gpu_memory.kept_bytes(shape, Layout()) == token
 
 
+UNKNOWN = ("molmo-7b-d", "gemma-3n-e4b", "whisper-large-v3", "pythia-6.9b")
+
+
+def test_a_width_that_counts_the_gate_too_is_halved() -> None:
+    # The language model is Qwen2-7B's, of 7.62 billion.
+    shape = shape_of(TYPED["molmo-7b-d"], "molmo-7b-d")
+    assert gpu_memory.weight_bytes(shape, Layout()) / 2e9 == pytest.approx(7.62, rel=0.01)
+
+
 def test_parts_that_are_not_known_are_named() -> None:
-    told = {name: shape_of(TYPED[name], name).unknown for name in ("gemma-3n-e4b", "whisper-large-v3", "pythia-6.9b")}
+    told = {name: shape_of(TYPED[name], name).unknown for name in UNKNOWN}
     assert told == {
+        "molmo-7b-d": ("images (the file does not describe their part)",),
         "gemma-3n-e4b": ("images or sound (vision_config)", "images or sound (audio_config)"),
         "whisper-large-v3": ("an encoder (is_encoder_decoder)",),
         "pythia-6.9b": (),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dca.cli.serve import _log
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
 from dca.serve import measured
@@ -268,6 +273,25 @@ def test_later_plans_for_such_gpus_and_versions_are_corrected(tmp_path: Path) ->
     assert run(*plan, "1xA100-40", "--measured", str(measured_log)).returncode == 0
     kept = documents.read(Corrections, cache / "serving" / "corrections.json")
     assert [len(one.gib) for one in kept.corrections] == [1]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+def test_a_compressed_log_is_read_whole_or_refused(
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "MOST_BYTES", 1 << 14)
+    log = tmp_path / "server.log.1"
+    log.write_bytes(pack(V0_12.encode()))
+    assert read(_log(log)).tokens == 1_204_864
+    # Of a long one, the beginning and the end.
+    noise = b"INFO nothing\n" * (measured.MOST_BYTES)
+    log.write_bytes(pack(V0_11.split("(Worker_TP0")[0].encode() + noise + V0_12.encode()))
+    text = _log(log)
+    assert measured.MOST_BYTES // 2 < len(text) <= measured.MOST_BYTES
+    assert read(text).tokens == 1_204_864
+    log.write_bytes(pack(V0_12.encode())[:-9])
+    with pytest.raises(DcaError, match="damaged or ends early"):
+        _log(log)
 
 
 def test_a_log_that_is_missing_or_says_nothing_is_refused(tmp_path: Path) -> None:

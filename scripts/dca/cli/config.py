@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +18,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 
+F = TypeVar("F", bound=Callable[..., Any])
 DIST = Path("dist")
 WIDTH = 30
 MOST_COLUMNS = 160
@@ -28,7 +30,14 @@ def _wheels(wheels: tuple[Path, ...]) -> tuple[Path, ...]:
     return wheels or tuple(sorted(DIST.glob("*.whl")))
 
 
-_folder = click.argument("folder", type=options.MODEL, metavar="DIR")
+_local = click.argument("folder", type=options.MODEL, metavar="DIR")
+
+
+def _folder(function: F) -> F:
+    """The model's folder, which may be downloaded."""
+    return _local(options.download(function))
+
+
 _model = click.option(
     "--model", show_default="recognized by its shape and name", help="Which model of build/models the folder holds."
 )
@@ -192,9 +201,9 @@ def check(
     if result.errors:
         first = result.errors[0]
         raise DcaError(
-            first.code,
+            first.ending,
             f"{result.folder} has {len(result.errors)} error{'s' * (len(result.errors) > 1)}.",
-            why=first.what,
+            why=first.why,
             remedy=first.remedy,
             answered=output.as_json,
         )
@@ -362,7 +371,7 @@ def drop_dca(
 
 
 @command.command("undo", short_help="Undo the last change, byte for byte.")
-@_folder
+@_local
 @_dry_run
 @click.option("--force", is_flag=True, help="Undo even if the file has changed since.")
 @options.output

@@ -89,6 +89,7 @@ class Choice:
         help="Check that this machine can build a wheel, or serve a model.",
     ),
     click.option("--model", type=options.MODEL, metavar="DIR", help="Folder of the model to serve."),
+    options.download,
     click.option("--recipe", show_default="any recipe", help="Check what this recipe needs."),
     click.option("--cuda", help="CUDA version to build with, such as 12.4."),
     click.option(

@@ -88,6 +88,7 @@ def target(gpu: str | None, driver: str | None, torch: str | None) -> Target | N
     click.option("--plan", type=options.PATH, help="plan.json to compare with; a difference is exit 7."),
     click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it, such as 8.0,9.0."),
     click.option("--model", type=options.MODEL, metavar="CONFIG", help="Config of a model that the wheel must serve."),
+    options.download,
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show every kernel family, and the schemas of ops.")
 @options.schema(Inspection)

@@ -33,15 +33,55 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
 
 
+_DOWNLOAD = "dca.download"
+"""Key of a command's context: whether --download was given."""
+
+
+def _downloaded(model: str, ctx: click.Context | None) -> None:
+    """Download what a hub's name stands for, if --download was given."""
+    if ctx is not None and ctx.meta.get(_DOWNLOAD) and hub.is_name(model):
+        from dca.sources import hub_files
+
+        hub_files.download(model)
+
+
 class ModelPath(click.Path):
     """A model's folder or config.json, or its name on a hub whose snapshot is in the hub's cache."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path of the folder, or of the file."""
-        return hub.located(Path(os.fsdecode(super().convert(value, param, ctx))))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        _downloaded(str(path), ctx)
+        return hub.located(path)
 
 
-MODEL = ModelPath(path_type=Path)
+class ModelName(click.ParamType[Any]):
+    """A model by a path or a name, of which only --download needs to know more."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        """The text as it is."""
+        _downloaded(str(value), ctx)
+        return value
+
+
+MODEL, MODEL_NAME = ModelPath(path_type=Path), ModelName()
+
+
+def _ask_hub(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+    ctx.meta[_DOWNLOAD] = value
+
+
+# It is read before the model's name, wherever it stands.
+download = click.option(
+    "--download",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_ask_hub,
+    help="Download the config.json of a hub's ORG/NAME or ORG/NAME@REVISION into the hub's cache.",
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +186,7 @@ def request(function: Any) -> Any:
                 metavar="CONFIG",
                 help="Model's config.json, folder or name on a hub; adds the groups it needs.",
             ),
+            download,
             click.option("--source", type=PATH, help="Local clone or sdist to build from."),
             click.option(
                 "--dirty",

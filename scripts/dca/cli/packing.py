@@ -23,7 +23,7 @@ def packed(make: Callable[..., object], parameter: str, *options: Callable[[Any]
             target = option(target)
         return target
 
-    names = [option.name for option in declare(lambda: None).__click_params__]
+    names = [option.name for option in declare(lambda: None).__click_params__ if option.expose_value]
 
     def decorate(function: F) -> F:
         @functools.wraps(function)

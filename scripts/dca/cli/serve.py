@@ -7,10 +7,11 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
+from dca.catalogue.logs import forms
 from dca.cli import options, serve_check, show_known
 from dca.cli.packing import packed
 from dca.cli.serve_check import check_picture
@@ -157,7 +158,8 @@ def _wish(model: str, named: str | None, machines: int, recipe: str | None, whee
 _subject = packed(
     _wish,
     "wish",
-    click.argument("model", metavar="MODEL"),
+    click.argument("model", type=options.MODEL_NAME, metavar="MODEL"),
+    options.download,
     click.option(
         "--gpus",
         "named",
@@ -359,19 +361,39 @@ def _corrections(cache_dir: Path | None) -> Corrections:
 
 
 def _log(path: Path) -> str:
-    """A log; of a long one, its beginning and its end.
+    """A log, which may be compressed; of a long one, its beginning and its end.
 
     Raises:
-        DcaError: DCA-204 when it is not a file.
+        DcaError: DCA-204 when it is not a file, DCA-108 when it is compressed and damaged.
     """
     if not path.is_file():
         raise DcaError("DCA-204", f"{path} does not exist, or is not a file.", remedy="name the log of a server.")
     with path.open("rb") as file:
+        if forms.is_packed(file):
+            return _unpacked(path, file)
         start = file.read(logs.MOST_BYTES // 2)
         file.seek(max(len(start), path.stat().st_size - logs.MOST_BYTES // 2))
         whole = start + file.read()
     # PowerShell's > writes UTF-16.
     return whole.decode("utf-16" if whole.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8", "replace")
+
+
+def _unpacked(path: Path, file: BinaryIO) -> str:
+    """A compressed log; of a long one, its beginning and its end."""
+    form, half = forms.Form(), logs.MOST_BYTES // 2
+    start, end = bytearray(), bytearray()
+    for block in forms.blocks(file, form):
+        kept = half - len(start)
+        start += block[:kept]
+        end += block[kept:]
+        del end[: max(0, len(end) - half)]
+    if form.damaged:
+        raise DcaError(
+            "DCA-108",
+            f"{path} cannot be read: {form.why_unreadable}.",
+            remedy="copy the log again, or give it as text.",
+        )
+    return bytes(start + end).decode("utf-8", "replace")
 
 
 def _unfit(plan: ServePlan) -> str:
@@ -587,6 +609,7 @@ def run(
     wish = replace(wish, known=_corrections(cache_dir))
     subject, made = wish.plan(visible=start.server.visible, local=True)
     launch = _launch(subject, made, start)
+    subject = replace(subject, settings=made.best.settings)
     if subject.gpus.machines > 1:
         raise DcaError(
             "DCA-201",

@@ -43,6 +43,12 @@ class Known(Value):
     """Types that do not rotate positions."""
     expanded: tuple[Type, ...]
     """Types with compressed keys and values in the weights, and expanded ones in the cache."""
+    encoders: tuple[Type, ...]
+    """Types that read whole texts and write none, unless the file says `is_decoder`: they cache nothing."""
+    fused: tuple[Type, ...]
+    """Types whose intermediate_size counts the gate and what it gates together."""
+    undescribed: tuple[Type, ...]
+    """Types with a part for images that their file does not describe."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
     defaults: dict[Type, Defaults]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config import layout, models
-from dca.config.edit import NEAREST, few_diagonals, table_faults
+from dca.config import guards, layout, models
+from dca.config.edit import table_faults
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.layout import count as count
 from dca.config.layout import kind as kind
@@ -40,6 +40,8 @@ SAME_TYPES = (("longrope", "su"), ("default", "mrope"))
 MULTIPLIED = ("yarn", "linear", "dynamic", "ntk")
 # Sizes of the heads of latent attention, which head_dim and num_key_value_heads do not describe.
 LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim")
+GUARDED = "DCA-138"
+"""A command ends with it where a guard's own code, which is that of a failed server, would say so."""
 Severity = Literal["error", "warning"]
 
 
@@ -61,6 +63,16 @@ class Finding(Value):
     remedy: str
     key: str = ""
     line: int | None = None
+
+    @property
+    def ending(self) -> str:
+        """The code of a command that ends with this error, of which the first digit is the exit code."""
+        return GUARDED if self.code in guards.codes() else self.code
+
+    @property
+    def why(self) -> str:
+        """The problem, with its own code where a command ends with another."""
+        return self.what if self.ending == self.code else f"{self.code}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -400,23 +412,19 @@ def table_shape(subject: Subject) -> Iterator[Finding]:
                 yield subject.error("DCA-125", f"{name}: {fault}.", "use the table published with this model.", *path)
 
 
-def table_diagonals(subject: Subject) -> Iterator[Finding]:
-    """DCA-125: a head that may be left without a diagonal in its own chunk, which the engine's kernel does not bear."""
-    layers, heads = subject.text.get("num_hidden_layers"), subject.text.get("num_attention_heads")
-    name, table = (f"{TABLE}.json", subject.table) if subject.table is not None else (TABLE, subject.dca.get(TABLE))
-    chunk, local = count(subject.dca.get("chunk_size")), count(subject.dca.get("local_size"))
-    longest = subject.length or count(subject.text.get(LENGTH))
-    if not table or subject.dca.get("sparse_attention_enabled") is False or table_faults(table, layers, heads):
+def table_lines(subject: Subject) -> Iterator[Finding]:
+    """DCA-818 and 819: heads with so few lines, or chunks so short, that the guards of the wheels refuse them."""
+    layers, heads = subject.layout.count("num_hidden_layers"), subject.layout.count("num_attention_heads")
+    table = subject.table if subject.table is not None else subject.dca.get(TABLE)
+    longest = subject.length or _length(subject)
+    if not subject.dca or not table or not layers or not heads or not longest or table_faults(table, layers, heads):
         return
-    if chunk and longest and longest > chunk - (local or 0) and (few := few_diagonals(table)):
-        yield subject.error(
-            "DCA-125",
-            f"{name}: {few}: a prompt past one chunk can leave the head none in its own chunk, and the engine then "
-            "hangs or crashes.",
-            f"use the table published with this model, give each head at least {NEAREST}, or serve with "
-            f"--max-model-len {chunk - (local or 0)} or less.",
-            *(subject.at(DCA, TABLE) if subject.table is None else ()),
-        )
+    # DCA-131 reports heads that cannot be shared.
+    ranks = subject.ranks if subject.ranks and heads % subject.ranks == 0 else 1
+    refusal = guards.lines(subject.dca, table, guards.Heads(layers, heads, ranks), longest)
+    if refusal is not None:
+        path = subject.at(DCA) if refusal.code == "DCA-819" or subject.table is None else ()
+        yield subject.error(*refusal, *path)
 
 
 def base(subject: Subject) -> Iterator[Finding]:
@@ -542,8 +550,16 @@ def together(subject: Subject) -> Iterator[Finding]:
 
 def pages(subject: Subject) -> Iterator[Finding]:
     """DCA-129: a chunk that ends inside a page of the KV cache."""
-    chunk, local = count(subject.dca.get("chunk_size", 8192)), count(subject.dca.get("local_size", 1024))
-    if subject.dca and chunk and local and local < chunk and (chunk - local) % subject.page:
+    chunk, local = count(subject.dca.get("chunk_size")), count(subject.dca.get("local_size"))
+    if subject.dca and subject.page % PAGE:
+        yield subject.error(
+            "DCA-129",
+            f"the page size is {subject.page}; the kernels of dual chunk attention read pages of a multiple of {PAGE} "
+            "tokens.",
+            "serve with the default --block-size.",
+            *subject.at(DCA),
+        )
+    elif subject.dca and chunk and local and local < chunk and (chunk - local) % subject.page:
         yield subject.error(
             "DCA-129",
             f"chunk_size - local_size = {chunk - local:,} is not divisible by the page size, {subject.page}.",
@@ -633,8 +649,9 @@ def chunks(subject: Subject) -> Iterator[Finding]:
             "DCA-133", f"`{DCA}` is {short(dual)}.", "remove it, or run `dca config set-dca`.", *subject.at(DCA)
         )
         return
-    chunk, local = dual.get("chunk_size", 8192), dual.get("local_size", 1024)
-    if count(chunk) is None or count(local) is None or chunk <= local:
+    # The attention backend has defaults for both, and the rotary embedding of the same engines has none.
+    chunk, local = dual.get("chunk_size"), dual.get("local_size")
+    if not (whole := count(chunk)) or not (part := count(local)) or whole <= part:
         yield subject.error(
             "DCA-133",
             f"chunk_size is {short(chunk)} and local_size is {short(local)}; chunk_size must be the larger, and both "
@@ -733,7 +750,7 @@ def _outside(subject: Subject) -> Iterator[Finding]:
         )
 
 
-# The order is that of their codes; the last finds files that the others are not for.
+# The order is that of their codes; DCA-137 is for files that the others are not for.
 RULES: tuple[Rule, ...] = (
     types,
     keys,
@@ -741,7 +758,6 @@ RULES: tuple[Rule, ...] = (
     lengths,
     tables,
     table_shape,
-    table_diagonals,
     base,
     rows,
     together,
@@ -754,6 +770,7 @@ RULES: tuple[Rule, ...] = (
     mark,
     both,
     known,
+    table_lines,
 )
 # What holds for any file.
 ALWAYS: tuple[Rule, ...] = (mark, known)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dca.config import classes, layout, readers, rotary, text
+from dca.config import classes, guards, layout, readers, rotary, text
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
@@ -24,8 +24,6 @@ SIMPLE = {*TYPES, "factor", ORIGINAL, "attention_factor", "attn_factor"}
 FULL = "full_attention"
 # A model with it scales the positions of compressed keys alone.
 COMPRESSED = "compress_rope_theta"
-NEAREST = 100
-"""The diagonals that vLLM takes before all others, those of the nearest keys."""
 
 
 class YarnSetting(Value):
@@ -244,7 +242,8 @@ def _with_base(source: Json, base: float | None) -> Json:
     old = isinstance(found.text.get(SCALING), dict)
     if old and found.get(THETA) is None and not found.path:
         source = text.put(source, (THETA,), base)
-    if isinstance(inside, dict) and inside.get(THETA) is None:
+    # Readers pass over an empty object; with a base alone they would take it for a scaling without a type.
+    if isinstance(inside, dict) and inside and inside.get(THETA) is None:
         source = text.put(source, (*found.path, PARAMETERS, THETA), base)
     return source
 
@@ -382,6 +381,7 @@ def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -
         )
     if setting.table is not None:
         check_table(setting.table, config, "the sparse table")
+    _check_lines(setting, found)
     numbers = {"chunk_size": setting.chunk_size, "local_size": setting.local_size, ORIGINAL: setting.original}
     rows = {TABLE: [OneLine(row) for row in setting.table], "sparse_attention_enabled": True} if setting.table else {}
     values: dict[str, Any] = {**numbers, **rows}
@@ -398,6 +398,29 @@ def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -
     for name, value in values.items():
         source = text.put(source, (DCA, name), value)
     return source
+
+
+def _check_lines(setting: DualChunkSetting, found: Layout) -> None:
+    """Reject a table, given or inside config.json, whose lines the guards of the wheels refuse with these chunks.
+
+    Raises:
+        DcaError: DCA-213.
+    """
+    dual = found.config.get(DCA)
+    table = setting.table or (dual.get(TABLE) if isinstance(dual, dict) else None)
+    layers, heads = found.count("num_hidden_layers"), found.count("num_attention_heads")
+    if not table or not layers or not heads or table_faults(table, layers, heads):
+        return
+    numbers = {"chunk_size": setting.chunk_size, "local_size": setting.local_size, ORIGINAL: setting.original}
+    longest = setting.length or found.length or setting.chunk_size
+    refusal = guards.lines(numbers, table, guards.Heads(layers, heads), longest)
+    if refusal is not None:
+        raise DcaError(
+            "DCA-213",
+            "the engine would refuse this sparse table with these chunks.",
+            why=f"{refusal.code}: {refusal.what}",
+            remedy=refusal.remedy,
+        )
 
 
 def _unscaled(source: Json, found: Layout) -> Json:
@@ -516,26 +539,6 @@ def check_table(table: Any, config: dict[str, Any], name: str) -> None:
             f"{name} does not fit the model: {wrong[0]}.",
             remedy=f"use the {TABLE}.json published with this model.",
         )
-    if few := few_diagonals(table):
-        raise DcaError(
-            "DCA-213",
-            f"{name}: {few}.",
-            why="a prompt past one chunk can leave the head none in its own chunk; the engine then hangs or crashes.",
-            remedy=f"give each head at least {NEAREST}, or use the {TABLE}.json published with this model.",
-        )
-
-
-def few_diagonals(table: list[dict[str, list[Any]]]) -> str:
-    """The first head that may be left without a diagonal in its own chunk, as a clause; empty if there is none.
-
-    Args:
-        table: one without `table_faults`.
-    """
-    for number, row in enumerate(table):
-        for head, entry in row.items():
-            if entry[2] < NEAREST:
-                return f"layer {number}, head {head} has {entry[2]} diagonals (slash lines), fewer than {NEAREST}"
-    return ""
 
 
 def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:

@@ -27,6 +27,9 @@ from dca.toolchain.environments import WORKERS
 
 MARK = "READ "
 READ_SECONDS = 300.0
+"""For a reader to start; on a busy machine its imports alone take minutes."""
+FOLDER_SECONDS = 60.0
+"""For each folder."""
 INSTALL_SECONDS = 900.0
 NO_WHEEL = "no wheel of it in dist/"
 TOO_LONG = "it took too long"
@@ -413,7 +416,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
         cwd=scratch,
         env=environment.of("compiler", env),
         log=log,
-        timeout=READ_SECONDS,
+        timeout=READ_SECONDS + FOLDER_SECONDS * len(folders),
         supervision=runner.Supervision(on_line=line),
     )
     version = next((str(answer["version"]) for answer in answers if "version" in answer), "")

@@ -15,7 +15,7 @@ from dca.doctor.values import OTHER_PYTHON, Finding, Record, Status, Subject
 from dca.foundation.errors import DcaError
 
 DUAL = "dual_chunk_attention_config"
-TABLE_CODES = ("DCA-124", "DCA-125")
+TABLE_CODES = ("DCA-124", "DCA-125", "DCA-818", "DCA-819")
 # GPUs of one large machine: `parallel` lists sizes up to this number, even if this machine has fewer.
 ONE_MACHINE = 8
 NAMED = "name the model's folder: dca doctor --for serve --model DIR"

@@ -53,6 +53,8 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         shortened: whether the length is the maximum that fits instead of the one asked for.
     """
     shape, asked, settings = subject.shape, subject.asked, planned.settings
+    if subject.revision:
+        yield Flag(name="--revision", value=subject.revision, reason="as asked for: this revision was planned.")
     if settings.tp > 1:
         yield Flag(name="--tensor-parallel-size", value=str(settings.tp), reason=_reason_tp(subject, settings))
     if settings.pp > 1:
@@ -122,6 +124,8 @@ def _reason_tp(subject: Subject, settings: Settings) -> str:
 def _reason_length(shape: Shape, length: int, *, shortened: bool) -> str:
     if shortened:
         return "the maximum that fits, prompt and answer together."
+    if shape.unlimited:
+        return "no length takes more memory than another, because every layer keeps a state alone."
     if length == min(shape.rows, shape.length):
         return "the model's own length, prompt and answer together."
     return f"as asked for, prompt and answer together; the model's own length is {min(shape.rows, shape.length):,}."

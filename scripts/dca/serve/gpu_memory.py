@@ -88,8 +88,10 @@ def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[floa
     if group.kind == "state" and group.state is not None:
         own = group.state
         keys, values = own.key_heads * own.key_dim / tp, own.value_heads * own.value_dim / tp
-        mixed = (2 * keys + 2 * values + 2 * own.value_heads / tp) * hidden
-        return mixed + values * hidden, (2 * keys + values) * own.kernel + 2 * own.value_heads / tp
+        mixed = (2 * keys + (1 + own.gates) * values + 2 * own.value_heads / tp) * hidden
+        # The first Mamba makes steps and state from each channel.
+        steps = values * (2 * own.rank + 3 * own.key_dim) if own.rank else 0.0
+        return mixed + values * hidden, (2 * keys + values) * own.kernel + 2 * own.value_heads / tp + steps
     out = heads * group.value_dim * hidden
     if group.kind == "latent":
         expanded = group.latent * heads * (group.key_dim - group.rotary + group.value_dim)
@@ -99,7 +101,7 @@ def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[floa
         return query + hidden * (group.latent + group.rotary) + expanded + out, expanded + absorbed
     kv = max(1, group.kv_heads / tp)
     qkv = heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
-    return hidden * qkv + out, qkv * shape.bias
+    return (group.taken or hidden) * qkv + out, qkv * shape.bias
 
 
 def layer_weights(shape: Shape, layout: Layout, group: Layers, stored: Quantized) -> float:
@@ -137,7 +139,9 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
     """
     stored = shape.quantized if stored is None else stored
     tp, share = layout.tp, layers(shape, layout) / shape.layers
-    inside = sum(group.count * layer_weights(shape, layout, group, stored) for group in shape.parts) * share
+    # Layers that share blocks of weights have no more of them than there are blocks.
+    sets = ((min(group.count, group.copies or group.count), group) for group in shape.parts)
+    inside = sum(number * layer_weights(shape, layout, group, stored) for number, group in sets) * share
     # The first stage has the embedding, the last the output; a single stage has both, which a tied model shares.
     embeddings = shape.vocabulary * shape.hidden / tp * HALF
     if layout.pp == 1 and not shape.tied:
@@ -284,7 +288,7 @@ def logits_bytes(shape: Shape, sequences: int, each: float = LOGIT) -> float:
         sequences: max_num_seqs.
         each: bytes of one logit with its copies.
     """
-    return sequences * shape.vocabulary * each
+    return 0.0 if shape.encoder else sequences * shape.vocabulary * each
 
 
 MERGED = 8

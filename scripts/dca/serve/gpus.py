@@ -30,13 +30,16 @@ MOST_GIB = 512.0
 
 
 class KnownCard(Value):
-    """A GPU of build/gpus; `memory_gib` is what the driver reports, `torch_gib` what torch sees of it."""
+    """A GPU of build/gpus; `memory_gib` is what the driver reports, `torch_gib` what torch sees of it.
+
+    A card without `arch` runs no CUDA.
+    """
 
     name: Name
     names: tuple[str, ...] = ()
     memory_gib: Gib
     torch_gib: Gib | None = None
-    arch: Arch
+    arch: Arch | Literal[""] = ""
     slices: dict[Profile, Gib] = {}
 
 
@@ -59,7 +62,7 @@ class Part(Value):
 
     Args:
         name: the card's name, with the MIG profile of a slice.
-        arch: compute capability.
+        arch: compute capability; empty for a card that runs no CUDA.
         gib: memory as torch sees it, in 2^30 bytes.
         mig: whether it is a slice.
     """
@@ -78,6 +81,7 @@ class Gpus(Value):
         machines: number of machines, each with the same number of GPUs.
         memory_gib: memory of each GPU as torch sees it, in 2^30 bytes; of the smallest if they differ.
         archs: compute capabilities; empty when only the memory is known.
+        without_cuda: whether one of them runs no CUDA.
         names: names of the GPUs; empty when only the memory is known.
         local: whether they are this machine's.
         mig: whether any of them is a MIG slice, which exchanges no data with another one.
@@ -87,6 +91,7 @@ class Gpus(Value):
     machines: Count = 1
     memory_gib: float
     archs: tuple[str, ...] = ()
+    without_cuda: bool = False
     names: tuple[str, ...] = ()
     local: bool = False
     mig: bool = False
@@ -150,7 +155,8 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
         count=count * machines,
         machines=machines,
         memory_gib=memory,
-        archs=tuple(dict.fromkeys(part.arch for part in parts)),
+        archs=tuple(dict.fromkeys(part.arch for part in parts if part.arch)),
+        without_cuda=any(not part.arch for part in parts),
         names=tuple(dict.fromkeys(part.name for part in parts)),
         mig=any(part.mig for part in parts),
     )
@@ -176,7 +182,7 @@ def arch_of(flag: str, name: str) -> str:
         if f"{card.name.lower()}-".startswith(f"{plain}-")
         or any(plain == known.lower().replace(" ", "-") for known in card.names)
     ]
-    archs = {card.arch for card in named}
+    archs = {card.arch for card in named if card.arch}
     if len(archs) == 1:
         return archs.pop()
     raise DcaError(

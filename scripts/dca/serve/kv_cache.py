@@ -103,7 +103,7 @@ def pages(shape: Shape, layout: Layout, rules: Rules) -> Pages:
     """
     states = [group for group in shape.groups if group.kind == "state"]
     limited = any(group.kind in ("window", "chunk") for group in shape.groups)
-    if not rules.grouped or not (states or limited):
+    if not rules.grouped or not (states or limited) or not shape.cached:
         # A V0 engine keeps every token of every layer.
         token = gpu_memory.token_bytes(shape, layout, rules.width)
         return Pages(rules.block_size, token * rules.block_size or 1.0, (Group("full", 1, rules.block_size),))

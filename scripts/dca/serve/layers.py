@@ -34,6 +34,8 @@ class State(Value):
         value_dim: elements of a value head.
         kernel: width of the convolution before it.
         width: bytes of one number of the state.
+        rank: elements between the two halves of what makes the steps of time; 0 without such halves.
+        gates: projections as wide as the values beside theirs.
     """
 
     key_heads: int
@@ -42,6 +44,8 @@ class State(Value):
     value_dim: int
     kernel: int = 4
     width: int = 4
+    rank: int = 0
+    gates: int = 1
 
 
 class Layers(Value):
@@ -51,12 +55,14 @@ class Layers(Value):
         count: how many.
         kind: what they cache: every token (`full`), one compressed vector for every token (`latent`), the tokens of a
             `window` or of a `chunk`, a `state` that does not grow, or nothing.
+        copies: sets of weights that these layers share; 0 when each layer has its own.
         heads: query heads.
         kv_heads: key heads, and as many value heads.
         key_dim: elements of a query or key head.
         value_dim: elements of a value head.
         span: tokens of the window or chunk; 0 without one.
-        cached: whether they have a cache of their own; others read an earlier layer's.
+        taken: elements that queries, keys and values are made of; 0 for those of a hidden state.
+        cached: whether they have a cache of their own; others read an earlier layer's, or keep nothing.
         gated: whether attention's output has a gate as wide as the queries.
         keys_are_values: whether one projection gives keys and values.
         query_rank: elements of the compressed query; 0 when queries are not compressed.
@@ -76,11 +82,13 @@ class Layers(Value):
 
     count: int = 1
     kind: Kind = "full"
+    copies: int = 0
     heads: int = 0
     kv_heads: int = 0
     key_dim: int = 0
     value_dim: int = 0
     span: int = 0
+    taken: int = 0
     cached: bool = True
     gated: bool = False
     keys_are_values: bool = False
@@ -119,9 +127,89 @@ def plain(found: Layout) -> dict[str, Any]:
     What the file does not state is what its class takes for it; `null` is stated.
     """
     usual = {name: found.get(name) for name in layout.OTHER_NAMES}
+    # Some files keep the sizes of attention and of MLPs in objects of their own.
+    for key in ("attn_config", "ffn_config"):
+        own = found.text.get(key)
+        inner: dict[str, Any] = own if isinstance(own, dict) else {}
+        for name, others in layout.OTHER_NAMES.items():
+            value = next((inner[one] for one in (name, *others) if inner.get(one) is not None), None)
+            usual[name] = usual[name] if usual[name] is not None else value
     usual["num_hidden_layers"] = found.count("num_hidden_layers")
     stated = {**found.text, **{name: value for name, value in usual.items() if value is not None}}
-    return {**classes.defaults(found.text_type), "model_type": found.text_type, **stated}
+    config = {**classes.defaults(found.text_type), "model_type": found.text_type, **stated}
+    return {**config, **_of_states(config)} if only_states(config) else {**config, **_of_shared(config)}
+
+
+UNSTATED_LENGTH = 2048
+"""max_model_len that engines take for a model whose config.json does not state a length."""
+
+
+def only_states(config: dict[str, Any]) -> bool:
+    """Whether all layers are recurrent (Mamba, Mamba2): a state's size is stated, and no attention."""
+    attends = (
+        "num_key_value_heads",
+        "attn_layer_period",
+        "attn_layer_indices",
+        "hybrid_override_pattern",
+        "rope_theta",
+    )
+    mixed = any(config.get(key) is not None for key in (*attends, "layer_types", "layers_block_type"))
+    return _count(config, "state_size") > 0 and _count(config, "conv_kernel") > 0 and not mixed
+
+
+def _of_states(config: dict[str, Any]) -> dict[str, Any]:
+    """A model of recurrent layers alone, in the words of those that have both."""
+    hidden, size = _count(config, "hidden_size"), _count(config, "state_size")
+    expand = config_rules.number(config.get("expand")) or 2
+    heads = _count(config, "num_attention_heads")
+    inner = int(expand * hidden) if heads else _count(config, "intermediate_size") or int(expand * hidden)
+    own: dict[str, Any] = {
+        "layer_types": ["mamba"] * min(_count(config, "num_hidden_layers"), MOST_LAYERS),
+        "mamba_d_state": size,
+        "mamba_d_conv": _count(config, "conv_kernel"),
+        "intermediate_size": None,
+        layout.LENGTH: _count(config, layout.LENGTH) or UNSTATED_LENGTH,
+    }
+    if heads:
+        dim = _count(config, "head_dim") or inner // heads
+        groups = _count(config, "n_groups") or 1
+        return {**own, "mamba_n_heads": heads, "mamba_d_head": dim, "mamba_n_groups": groups, "head_dim": dim}
+    # The first Mamba has a state for each channel and no heads: ranks share its channels.
+    channels = math.gcd(inner, CHANNELS) or 1
+    rank = _count(config, "time_step_rank") or math.ceil(hidden / UNIT)
+    return {
+        **own,
+        "mamba_inner": inner,
+        "mamba_dt_rank": rank,
+        "num_attention_heads": channels,
+        "head_dim": max(2, inner // channels),
+    }
+
+
+CHANNELS, UNIT = 64, 16
+"""Ranks can share the channels of the first Mamba as they share so many heads; its rank is this part of a width."""
+
+
+def _of_shared(config: dict[str, Any]) -> dict[str, Any]:
+    """A model in which some layers use the same blocks of attention and MLP: the sizes that its class derives."""
+    if not _count(config, "num_mem_blocks"):
+        return {}
+    count, hidden, heads = (
+        _count(config, name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    listed, own = config.get("hybrid_layer_ids"), _count(config, "n_mamba_heads") or 1
+    types = ["hybrid" if index in listed else "mamba" for index in range(min(count, MOST_LAYERS))] if listed else None
+    # Attention takes a hidden state and the embedding beside it.
+    taken = _count(config, "attention_hidden_size") or 2 * hidden
+    dim = _count(config, "mamba_headdim") or _count(config, "mamba_expand") * hidden // own
+    return {
+        "layers_block_type": config.get("layers_block_type") or types,
+        "attention_hidden_size": taken,
+        "head_dim": taken // (heads or 1),
+        "mamba_n_heads": own,
+        "mamba_d_head": dim,
+        "mamba_n_groups": _count(config, "mamba_ngroups") or 1,
+    }
 
 
 def of(config: dict[str, Any]) -> Found:
@@ -146,6 +234,8 @@ def of(config: dict[str, Any]) -> Found:
     for key, what in UNKNOWN.items():
         if config.get(key):
             unknown[what] = None
+    if config.get("model_type") in classes.load().undescribed:
+        unknown["images (the file does not describe their part)"] = None
     for key in SEVERAL:
         if isinstance(value := config.get(key), list) and len(value) < count:
             unknown[f"experts of several kinds ({key})"] = None
@@ -205,7 +295,20 @@ def _parts(config: dict[str, Any], layer: Layers) -> tuple[Layers, ...]:
         # Attention and a state side by side, before one MLP.
         state = _state(config, layer.heads)
         return layer, Layers(kind="state", heads=layer.heads, state=state)
+    if layer.kind == "full" and _count(config, "num_mem_blocks"):
+        return layer, Layers(kind="state", heads=layer.heads, state=_state(config, layer.heads)), _own_of(config, layer)
     return (layer,)
+
+
+def _own_of(config: dict[str, Any], layer: Layers) -> Layers:
+    """What a layer has for itself of a block that it shares: a matrix behind it, and adapters of low rank."""
+    hidden, rank = _count(config, "hidden_size"), _count(config, "adapter_rank") or 128
+    weights = hidden * hidden
+    if config.get("use_shared_mlp_adapter") is not False:
+        weights += rank * (hidden + 2 * layer.inner)
+    if config.get("use_shared_attention_adapter") is True:
+        weights += 3 * rank * 2 * layer.taken
+    return Layers(kind="none", inner=weights // (hidden or 1), matrices=1)
 
 
 # --- which layer caches what -----------------------------------------------------------------------------------------
@@ -223,6 +326,8 @@ NAMED: dict[str, Kind] = {
     "mamba": "state",
     "mamba2": "state",
     "recurrent": "state",
+    "hybrid": "full",
+    "conv": "state",
     "kda": "state",
     "mlp": "none",
     "moe": "none",
@@ -272,6 +377,8 @@ def _kind(config: dict[str, Any], index: int) -> Kind:
         return "full" if listed[index] == 1 else "state"
     if every := _count(config, "full_attention_interval"):
         return "full" if (index + 1) % every == 0 else "state"
+    if (step := _count(config, "mamba_step")) and config.get("mamba_enabled") is not False:
+        return "full" if index % step == step // 2 else "state"
     if period := _count(config, "attn_layer_period"):
         return "full" if index % period == _count(config, "attn_layer_offset") else "state"
     if isinstance(listed := config.get("attn_layer_indices"), list):
@@ -300,6 +407,8 @@ def _windowed(config: dict[str, Any], index: int) -> Kind:
 
 def _cached(config: dict[str, Any], count: int) -> Callable[[int], bool]:
     """Whether a layer has a cache of its own: the last ones may read that of an earlier layer, or every second one."""
+    if encodes(config):
+        return lambda _: False
     if shared := _count(config, "num_kv_shared_layers"):
         return lambda index: index < count - shared
     if isinstance(crossed := config.get("cross_attention_layers"), list):
@@ -308,6 +417,12 @@ def _cached(config: dict[str, Any], count: int) -> Callable[[int], bool]:
     if config.get("use_cla") is True and (factor := _count(config, "cla_share_factor")):
         return lambda index: index % factor == 0
     return lambda _: True
+
+
+def encodes(config: dict[str, Any]) -> bool:
+    """Whether tokens see those after them too, so that no layer keeps anything for later ones."""
+    whole = config.get("is_causal") is False or config.get("use_bidirectional_attention") is True
+    return whole or (config.get("model_type") in classes.load().encoders and config.get("is_decoder") is not True)
 
 
 # --- the weights of a layer ------------------------------------------------------------------------------------------
@@ -367,6 +482,7 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
         span=0 if whole else span,
         gated=gated,
         keys_are_values=single,
+        taken=_count(config, "attention_hidden_size") if _count(config, "num_mem_blocks") else 0,
     )
 
 
@@ -387,14 +503,21 @@ def _state(config: dict[str, Any], heads: int) -> State:
             kernel=_count(config, "linear_conv_kernel_dim") or 4,
             width=width,
         )
+    if kernel := _count(config, "conv_L_cache"):
+        # A short convolution between two gates: its last tokens are all that is kept.
+        wide = _count(config, "conv_dim") or _count(config, "hidden_size")
+        return State(key_heads=0, value_heads=1, key_dim=0, value_dim=wide, kernel=kernel, gates=2)
     size = _first(config, "mamba_d_state", "ssm_state_size", "state_size") or 128
     if _count(config, "mamba_expand") and not _first(config, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads"):
         # The first Mamba: one state for each channel, and no heads.
-        inner = _count(config, "mamba_expand") * _count(config, "hidden_size")
-        kernel = _count(config, "mamba_d_conv") or 4
-        return State(key_heads=0, value_heads=1, key_dim=size, value_dim=inner, kernel=kernel, width=width)
+        hidden = _count(config, "hidden_size")
+        inner = _count(config, "mamba_expand") * hidden
+        return _channels(config, inner, size, width)
+    if inner := _count(config, "mamba_inner"):
+        return _channels(config, inner, size, width)
     own = _first(config, "mamba_n_heads", "mamba_num_heads")
     dim = _first(config, "mamba_d_head", "mamba_head_dim")
+    dim = dim or (_count(config, "head_dim") if _count(config, "mamba_step") else 0)
     if own and dim:
         groups = _first(config, "mamba_n_groups", "n_groups") or 1
         kernel = _first(config, "mamba_d_conv", "conv_kernel") or 4
@@ -403,10 +526,17 @@ def _state(config: dict[str, Any], heads: int) -> State:
     return State(key_heads=heads, value_heads=heads, key_dim=dim, value_dim=dim, kernel=1, width=width)
 
 
+def _channels(config: dict[str, Any], inner: int, size: int, width: int) -> State:
+    """The state of the first Mamba: a vector for each channel."""
+    kernel, rank = _count(config, "mamba_d_conv") or 4, _count(config, "mamba_dt_rank")
+    rank = rank or math.ceil(_count(config, "hidden_size") / UNIT)
+    return State(key_heads=0, value_heads=1, key_dim=size, value_dim=inner, kernel=kernel, width=width, rank=rank)
+
+
 def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int]]:
     """The MLP of a layer: its width, and its experts."""
     experts = _count(config, "num_experts")
-    inner, hidden = _count(config, "intermediate_size"), _count(config, "hidden_size")
+    inner, hidden = _inner(config), _count(config, "hidden_size")
     expert = _count(config, "moe_intermediate_size") or inner
     shared = _shared(config, expert)
     ungated = config.get("model_type") in classes.load().ungated
@@ -431,7 +561,11 @@ def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int
         {"mlp": dense, "moe": mixture} if isinstance(blocks, list) and {"mlp", "moe"} & set(map(str, blocks)) else None
     )
 
+    shared_blocks = _count(config, "num_mem_blocks")
+
     def of_layer(index: int) -> dict[str, int]:
+        if shared_blocks and isinstance(blocks, list):
+            return {**dense, "copies": shared_blocks} if index < len(blocks) and blocks[index] == "hybrid" else {}
         if isinstance(letters, str):
             return {"-": dense, "E": mixture}.get(letters[index], {}) if index < len(letters) else {}
         if alone is not None and isinstance(blocks, list):
@@ -441,6 +575,19 @@ def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int
         return mixture if experts and (both or mixed(index)) else dense
 
     return of_layer
+
+
+def _inner(config: dict[str, Any]) -> int:
+    """Elements between the two halves of a dense MLP, as the class takes what the file states."""
+    inner = _count(config, "intermediate_size")
+    if config.get("model_type") in classes.load().fused:
+        return inner // 2
+    if config.get("block_auto_adjust_ff_dim") is True:
+        multiple = config_rules.number(config.get("block_ffn_dim_multiplier")) or 1.0
+        unit = _count(config, "block_multiple_of") or 1
+        wide = int(multiple * int(2 * (_count(config, "block_ff_dim") or inner) / 3))
+        return math.ceil(wide / unit) * unit
+    return inner
 
 
 def _shared(config: dict[str, Any], expert: int) -> int:

@@ -170,6 +170,8 @@ def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = gpu_me
 
 def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
     """The KV cache of vLLM: the blocks that are set, or all that the utilization leaves beside what it measures."""
+    if not shape.cached:
+        return 0.0
     block = pages(shape, settings).bytes
     if settings.blocks is not None:
         return settings.blocks * block
@@ -242,7 +244,9 @@ def usable_bytes(gpus: Gpus) -> float:
 
 
 def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
-    """Tokens that the KV cache holds."""
+    """Tokens that the KV cache holds; of a model without one, those of its length."""
+    if not shape.cached:
+        return settings.length
     blocks, divided = cache_blocks(shape, gpus, settings), pages(shape, settings)
     if divided.alike:
         return blocks * settings.block_size
@@ -258,6 +262,8 @@ def cache_blocks(shape: Shape, gpus: Gpus, settings: Settings) -> int:
 
 def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens of the longest prompt that the engine accepts; a longer one gets an empty answer with status 200."""
+    if not shape.cached:
+        return settings.length
     blocks = cache_blocks(shape, gpus, settings)
     if not pages(shape, settings).alike:
         return min(settings.length, cache_tokens(shape, gpus, settings))
@@ -273,9 +279,9 @@ def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
         kept = max(kept, gpu_memory.weight_bytes(shape, settings.layout, Quantized()))
     if kept + context > usable:
         return "loading"
-    if blocks <= 0 or started_bytes(shape, settings) + context > usable:
+    if (blocks <= 0 and shape.cached) or started_bytes(shape, settings) + context > usable:
         return "weights"
-    wanted = pages(shape, settings).request(settings.length, settings.rules)
+    wanted = pages(shape, settings).request(settings.length, settings.rules) if shape.cached else 0
     if blocks < wanted:
         return "cache"
     if blocks - gpu_memory.free_blocks(blocks, settings.watermark) < wanted:

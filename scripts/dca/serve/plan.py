@@ -117,6 +117,8 @@ def make(subject: Subject, served: str) -> ServePlan:
     shape, gpus, asked = subject.shape, subject.gpus, subject.asked
     tp = asked.tp or choose.ranks(shape, gpus, asked.pp)
     most = min(shape.rows, shape.length)
+    if shape.unlimited:
+        most = max(most, asked.length or 0)
     length = asked.length or most
     if asked.unlimited:
         length = choose.longest_of(shape, gpus, asked, most, tp)[0] or most
@@ -170,6 +172,12 @@ def needed(shape: Shape, planned: Outcome) -> float:
 def _token_words(shape: Shape, settings: Settings) -> str:
     """How much of the model's layers a token's KV cache is of, and whether ranks share it."""
     layout = settings.layout
+    if not shape.cached:
+        return "it keeps nothing of earlier tokens: there is no KV cache."
+    if shape.unlimited:
+        state = sum(group.count * gpu_memory.state_bytes(group, layout) for group in shape.parts)
+        each = state * gpu_memory.layers(shape, layout) / shape.layers
+        return f"a request takes {each:,.0f} bytes of state on each GPU, however long it is."
     size = gpu_memory.kept_bytes(shape, layout, settings.cache_width)
     where = "each GPU" if settings.tp * settings.pp > 1 else "the GPU"
     text = f"a token takes {size:,.0f} bytes of KV cache on {where}"
@@ -372,7 +380,10 @@ def subject_of(
         known=known,
         env=dict(env or {}),
     )
-    if file is not None and not hub.is_name(model):
+    on_hub = hub.named(model)
+    if on_hub is not None:
+        # A name with an organisation is already the hub's.
+        return replace(subject, revision=on_hub.revision), on_hub.repository
+    if file is not None:
         return subject, str(file.parent.absolute())
-    # A name with an organisation is already the hub's.
     return subject, model if "/" in model else published.hub or model

@@ -67,7 +67,7 @@ def check(
     """Run the checks.
 
     Args:
-        subject: what is to be served.
+        subject: what is to be served, with the settings that are served.
         python: Python of the environment to serve from.
         cache: the cache with the environment for smoke.
         reporter: reports which check is running.
@@ -93,12 +93,13 @@ def check(
             )
     if "config" not in skipped and subject.file is not None:
         reporter.stage("config", configs.readable(subject.file))
-        errors = configs.check(subject.file.parent, ranks=subject.settings.tp).errors
+        settings = subject.settings
+        errors = configs.check(subject.file.parent, ranks=settings.tp, length=settings.length).errors
         if errors:
             raise DcaError(
-                errors[0].code,
+                errors[0].ending,
                 f"{configs.readable(subject.file)} has errors; nothing was started.",
-                why="\n".join(finding.what for finding in errors),
+                why="\n".join(finding.why for finding in errors),
                 remedy=errors[0].remedy,
             )
     if "smoke" not in skipped and subject.published.dual_chunk:

@@ -117,6 +117,7 @@ class Subject:
         recipe_reason: why this recipe.
         known: every recipe, to suggest other wheels.
         env: environment variables that the server would see.
+        revision: that of the model on a hub; empty for the newest, and for a folder.
     """
 
     shape: Shape
@@ -132,6 +133,7 @@ class Subject:
     recipe_reason: str = ""
     known: tuple[Loaded, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    revision: str = ""
 
     @property
     def dtype(self) -> str:
@@ -265,7 +267,13 @@ def divides(shape: Shape, tp: int) -> bool:
 
 
 def abilities(subject: Subject) -> Iterator[Finding]:
-    """DCA-152: a GPU without the dtype, or without kernels for the quantized weights."""
+    """DCA-152: a GPU without CUDA, without the dtype, or without kernels for the quantized weights."""
+    if subject.gpus.without_cuda and not subject.asked.stock:
+        yield _error(
+            "DCA-152",
+            f"{subject.gpus.words}: wheels of {subject.recipe.recipe.name} have CUDA kernels alone.",
+            "use other GPUs, or plan for vLLM's own wheels for them with --engine-version.",
+        )
     for arch in subject.gpus.archs:
         least = OLDEST_DTYPE.get(subject.dtype)
         if least and order(arch) < order(least):
@@ -352,6 +360,13 @@ def refused(subject: Subject) -> Iterator[Finding]:
             f"--enable-prefix-caching beyond the original length of {shape.original:,} tokens: keys are scaled by "
             "the length of their request before they are cached, so another request would reuse a wrong scale.",
             f"omit --enable-prefix-caching, or use --max-model-len {shape.original}.",
+        )
+    if asked.offload_gib:
+        yield _error(
+            "DCA-154",
+            f"--kv-offloading-size {asked.offload_gib:g}: the V0 engine, the only one with dual chunk "
+            "attention, has no such option.",
+            "omit it.",
         )
     if asked.graphs:
         yield _warning(
@@ -468,7 +483,7 @@ def length(subject: Subject) -> Iterator[Finding]:
     """DCA-127: more tokens than the rotary table has rows, or than the engine allows."""
     shape, tokens = subject.shape, subject.settings.length
     most = min(shape.rows, shape.length)
-    if tokens <= most:
+    if tokens <= most or shape.unlimited:
         return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
     if shape.dual_chunk or shape.merged:
@@ -682,9 +697,11 @@ def folder(subject: Subject) -> Iterator[Finding]:
     """The findings of `dca config check` for the model's folder, each with its own code."""
     if subject.file is None or subject.file.name != "config.json":
         return
-    for finding in configs.check(subject.file.parent, length=subject.settings.length).findings:
-        # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow.
-        if finding.severity == "error" or finding.code == "DCA-124":
+    ranks, length = subject.settings.tp, subject.settings.length
+    for finding in configs.check(subject.file.parent, ranks=ranks, length=length).findings:
+        # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow. What
+        # so many GPUs cannot share has a rule of its own here.
+        if (finding.severity == "error" and finding.code != "DCA-131") or finding.code == "DCA-124":
             yield finding
 
 
@@ -727,5 +744,5 @@ def refuse(findings: tuple[Finding, ...], what: str, *, answered: bool = False) 
     if errors:
         rest = [f"{finding.code}: {finding.what}" for finding in errors[1:]]
         raise DcaError(
-            errors[0].code, what, why="\n".join([errors[0].what, *rest]), remedy=errors[0].remedy, answered=answered
+            errors[0].ending, what, why="\n".join([errors[0].why, *rest]), remedy=errors[0].remedy, answered=answered
         )

@@ -115,6 +115,8 @@ class Shape(Value):
         head_dim: elements of one head.
         vocabulary: size of the vocabulary.
         tied: whether the output uses the embedding's weights.
+        encoder: whether it reads whole texts and writes none: it has no output, and keeps nothing of earlier tokens.
+        unlimited: whether nothing in it limits its length, because its layers have states alone.
         bias: whether queries, keys and values have a bias.
         experts: experts of a mixture; 0 for a dense model.
         chosen: experts that compute each token.
@@ -153,6 +155,8 @@ class Shape(Value):
     head_dim: int
     vocabulary: int
     tied: bool = False
+    encoder: bool = False
+    unlimited: bool = False
     bias: bool = False
     experts: int = 0
     chosen: int = 0
@@ -188,6 +192,11 @@ class Shape(Value):
     def parts(self) -> tuple[Layers, ...]:
         """Its layers, in groups that are alike."""
         return self.groups or (_uniform(self),)
+
+    @property
+    def cached(self) -> bool:
+        """Whether any layer keeps something of earlier tokens; an encoder's keep nothing."""
+        return any(group.kind == "state" or (group.kind != "none" and group.cached) for group in self.parts)
 
     @property
     def chunk(self) -> int:
@@ -249,8 +258,9 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
     name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
-    if hub.is_name(model):
-        return shape_of(found, matched.name if matched else Path(model).name, matched, table, hub=model), config, file
+    if on_hub := hub.named(model):
+        name = matched.name if matched else on_hub.name
+        return shape_of(found, name, matched, table, hub=on_hub.repository), config, file
     return shape_of(found, Path(name).name, matched, table), config, file
 
 
@@ -314,6 +324,8 @@ def shape_of(
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
     count, rows = _needed(config, name, "num_hidden_layers"), _needed(config, name, LENGTH)
     layers = kinds.of(config)
+    recurrent = all(group.kind == "state" for group in layers.groups)
+    encoder = kinds.encodes(config)
     # Configs of searched architectures state some sizes only layer by layer.
     widest = max((group.inner or group.expert_inner for group in layers.groups), default=0)
     keys = max((group.kv_heads for group in layers.groups), default=0)
@@ -326,11 +338,13 @@ def shape_of(
         layers=count,
         hidden=hidden,
         heads=heads,
-        inner=expert_inner or widest or _needed(config, name, "intermediate_size"),
+        inner=expert_inner or widest or (0 if recurrent else _needed(config, name, "intermediate_size")),
         kv_heads=config_rules.count(config.get("num_key_value_heads")) or keys or heads,
         head_dim=_head_dim(config) or _lacks_number(name, "head_dim"),
         vocabulary=_needed(config, name, "vocab_size"),
-        tied=found.tied if found.tied is not None else config.get("tie_word_embeddings") is True,
+        tied=encoder or (found.tied if found.tied is not None else config.get("tie_word_embeddings") is True),
+        encoder=encoder,
+        unlimited=recurrent,
         bias=_bias(config, known, kind),
         experts=experts,
         chosen=max((group.chosen for group in layers.groups), default=0) if experts else 0,

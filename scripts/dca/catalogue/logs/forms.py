@@ -101,6 +101,13 @@ def blocks(stream: BinaryIO, form: Form) -> Iterator[bytes]:
     yield text.add(b"", ended=True)
 
 
+def is_packed(stream: BinaryIO) -> bool:
+    """Whether a log is compressed, by its first bytes; the stream stands at its beginning again."""
+    head = stream.read(6)
+    stream.seek(0)
+    return any(head.startswith(magic) for magic in _PACKED)
+
+
 _OPENERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
     "": lambda raw: raw,
     "gzip": lambda raw: cast("IO[bytes]", gzip.GzipFile(fileobj=raw)),
