@@ -46,8 +46,7 @@ class Vllm:
     @property
     def family(self) -> list[psutil.Process]:
         """The processes of the server, its own first; those below know nothing of the ones above."""
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
+        return [psutil.Process(self.process.pid), *below(self.process.pid)]
 
     @property
     def engine(self) -> list[psutil.Process]:
@@ -124,15 +123,24 @@ def serving(made: Made, model: Path, folder: Path, *flags: str) -> Iterator[Vllm
         end(process, family)
 
 
+def below(process: int) -> list[psutil.Process]:
+    """The processes that one has started, and theirs."""
+    return psutil.Process(process).children(recursive=True)
+
+
+def kill(family: list[psutil.Process]) -> None:
+    """End processes that may have ended already; a new one with such a number is not mistaken for it."""
+    for one in family:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    left_alive([one.pid for one in family])
+
+
 def end(process: subprocess.Popen[bytes], family: list[psutil.Process]) -> None:
     """End a server and what it started, whatever state they are in."""
     with contextlib.suppress(psutil.Error):
-        family = [*family, *psutil.Process(process.pid).children(recursive=True)]
+        family = [*family, *below(process.pid)]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for one in family:
-        with contextlib.suppress(psutil.Error):
-            # psutil does not mistake a new process with this number for the old one.
-            one.kill()
     process.wait()
-    left_alive([one.pid for one in family])
+    kill(family)
