@@ -6,16 +6,16 @@ The signal comes from outside, at a random moment of a random request; nobody te
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import os
 import random
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,23 @@ from dca.foundation.events import Silent
 from dca.serve import check as checking
 from dca.serve.check import Keeper, Request, ServeCheck, client, probes, transport
 from tests.serve.conftest import Engines
-from tests.support import alive, real_vllm, wait_for
+from tests.support import real_vllm, wait_for
 from tests.support.real_vllm import Vllm
 
 pytestmark = [pytest.mark.network, pytest.mark.whole]
 
 COUNT = 20
-"""Of all cases of an engine together."""
-ENDS = ("stopped", "stopped", "engine killed", "server killed", "memory")
-"""One round of them; a server that was stopped goes on, and is asked again."""
+"""Of all cases of both engines together."""
+NAMES = ("vllm-0.32", "vllm-0.10.2")
+STOPS = ("everything stopped", "engine stopped")
+"""A server goes on afterwards, and is asked again."""
+ENDS = ("engine killed", "server killed", "no more memory")
+"""A server must be started again."""
 LENGTHS, DEPTHS = (1024, 2048), (0.0, 100.0)
+PARTS = 9
+"""Answers before it happens, at most: the short requests and one long one."""
 SECONDS = 40.0
-"""For a short request: a stopped server takes all of it."""
+"""For a request: a stopped server takes all of it."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Sent:
 
     def asked_after(self, moment: float) -> list[str]:
         """Paths of requests that make the engine work, sent after a moment."""
-        return [path for when, path in self.requests if when > moment and path not in ("/health", "/v1/models")]
+        return [path for when, path in self.requests if when > moment and path.endswith("/completions")]
 
 
 @pytest.fixture
@@ -135,9 +140,10 @@ def judge(ended: Ended, sent: Sent, how: str) -> None:
     after = everything[place + 1 :]
     skipped = [one.status == "skipped" if isinstance(one, checking.Probe) else one.outcome == "skipped" for one in after]
     assert all(skipped), shown
-    # At most the request that met it was sent later; only its end was asked for.
-    assert len(sent.asked_after(ended.moment)) <= 1, sent.requests
-    if how == "stopped":
+    # At most the request that met it was sent later. A server whose /health is well is asked for one token.
+    later = sent.asked_after(ended.moment)
+    assert len(later) <= 1 + (how in STOPS), sent.requests
+    if how in STOPS:
         assert "hangs since" in met.detail or met.model_dump().get("outcome") == "hung", shown
         assert "hangs" in result.verdict or "not finished within" in result.verdict
     else:
@@ -162,14 +168,14 @@ def frozen(server: Vllm) -> Iterator[None]:
     try:
         yield
     finally:
-        for one in reversed(server.family):
-            with contextlib.suppress(psutil.Error):
-                one.send_signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.Error):
+            for one in reversed(server.family):
+                one.resume()
 
 
-def stop(server: Vllm) -> None:
-    for one in server.family:
-        one.send_signal(signal.SIGSTOP)
+def stop(processes: list[psutil.Process]) -> None:
+    for one in processes:
+        one.suspend()
 
 
 def kill_engine(server: Vllm, chance: random.Random) -> None:
@@ -183,23 +189,61 @@ def limit_memory(server: Vllm) -> None:
         resource.prlimit(one.pid, resource.RLIMIT_AS, (soft, soft))
 
 
+@dataclass
 class Servers:
     """A server that is started again once it has ended."""
 
-    def __init__(self, engines: Engines, tiny_chat: Path, factory: pytest.TempPathFactory) -> None:
-        self.engines, self.model, self.factory = engines, tiny_chat, factory
-        self.stack, self.running, self.name = ExitStack(), None, ""
+    engines: Engines
+    model: Path
+    factory: pytest.TempPathFactory
+    stack: ExitStack = field(default_factory=ExitStack)
+    running: Vllm | None = None
 
     def get(self, name: str) -> Vllm:
-        if self.running is None or self.name != name or not real_vllm.answers(self.running.url):
+        """A server of an engine that answers."""
+        running = self.running
+        if running is None or running.made.engine != name or not wait_for(lambda: real_vllm.answers(running.url), 60):
             self.stack.close()
             context = real_vllm.serving(self.engines(name), self.model, self.factory.mktemp("vllm"))
-            self.running, self.name = self.stack.enter_context(context), name
+            self.running = self.stack.enter_context(context)
+        assert self.running is not None
         return self.running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def servers(engines: Engines, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     one = Servers(engines, tiny_chat, tmp_path_factory)
-    with one.stack:
+    try:
         yield one
+    finally:
+        one.stack.close()
+
+
+def cases(count: int) -> list[tuple[str, str]]:
+    """Engines and what happens to them: as many stops as ends, twice over; an end is the last of its server."""
+    rounds = [(*STOPS, end) for end in itertools.islice(itertools.cycle(ENDS), -(-count // 3))]
+    half = len(rounds) // 2 + 1
+    return [(NAMES[number >= half], how) for number, one in enumerate(rounds) for how in one][:count]
+
+
+@pytest.mark.proof
+def test_a_real_vllm_that_ends_gets_its_verdict_with_rlimit_as_in_place_of_a_full_memory(
+    servers: Servers, sent: Sent, quick: None, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    every = cases(COUNT)
+    assert len(every) == COUNT
+    chosen = sorted(chance.sample(range(COUNT), scale(COUNT)))
+    for number in chosen:
+        name, how = every[number]
+        server = servers.get(name)
+        happen = {
+            "everything stopped": partial(stop, server.family),
+            "engine stopped": partial(stop, server.engine),
+            "engine killed": partial(kill_engine, server, chance),
+            "server killed": server.family[0].kill,
+            "no more memory": partial(limit_memory, server),
+        }[how]
+        with frozen(server):
+            ended = check_while(server, sent, happen, chance.randrange(1, PARTS), chance)
+        print(name, how, ended.result.verdict)
+        judge(ended, sent, how)
