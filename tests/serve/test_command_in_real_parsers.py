@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.network, pytest.mark.whole]
 WORKER = ROOT / "tests/workers/parse_serve_lines.py"
 SOURCES = ("flags.py", "command.py")
 """Where flags are written, in scripts/dca/serve."""
-SERVER = "--served-model-name org/name --host 127.0.0.1 --port 9001 --tools --chat-template my.jinja --api-key".split()
+SERVER = ["--served-model-name", "org/name", "--host", "127.0.0.1", "--port", "9001"]
+SERVER += ["--tools", "--chat-template", "my.jinja", "--api-key"]
 SMALL = ["--max-model-len", "4096"]
 # What both engines have, and then what only the newer one has.
 BOTH = [

@@ -14,8 +14,8 @@ PACKAGES, HUB, PORT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 sys.path[:0] = [PACKAGES, str(Path(__file__).parent)]
 os.environ |= {"HF_HUB_CACHE": str(HUB), "HF_HUB_OFFLINE": "1"}
 
-import torch
 import tiny_chat
+import torch
 from transformers.cli.transformers import main
 
 NAME, REVISION = "tiny/random", "0" * 40

@@ -1,4 +1,4 @@
-"""`dca serve` and the examples against real vLLMs for CPUs, with a tiny random model: all but the sense of the answers."""
+"""`dca serve` and the examples against real vLLMs for CPUs, with a tiny random model: all but the sense of answers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,12 @@ def test_the_settings_of_a_real_vllm_are_seen(whole: Done) -> None:
 
 def test_the_tokens_that_a_real_vllm_counts_keep_every_prompt_within_its_length(whole: Done) -> None:
     needles = whole.told["needles"]
-    assert [(one["length"], one["depth"]) for one in needles] == [(1024, 0.0), (1024, 100.0), (4096, 0.0), (4096, 100.0)]
+    assert [(one["length"], one["depth"]) for one in needles] == [
+        (1024, 0.0),
+        (1024, 100.0),
+        (4096, 0.0),
+        (4096, 100.0),
+    ]
     for one in needles:
         assert (one["outcome"], one["counted"], one["code"]) == ("lost", "usage", "DCA-163"), one
         # What is kept free for texts that differ, and a sentence of 113 letters: here a letter is a token.
