@@ -1,4 +1,4 @@
-"""Makes a tiny random Qwen2 that chats: a token for every byte, and weights that say something else at every step.
+"""Makes a tiny random Qwen2 that chats, with a token for every byte.
 
 As a program: the one argument is the folder to make.
 """
