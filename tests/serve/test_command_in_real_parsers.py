@@ -30,7 +30,7 @@ WORKER = ROOT / "tests/workers/parse_serve_lines.py"
 SOURCES = ("flags.py", "command.py")
 """Where flags are written, in scripts/dca/serve."""
 SERVER = ["--served-model-name", "org/name", "--host", "127.0.0.1", "--port", "9001"]
-SERVER += ["--tools", "--chat-template", "my.jinja", "--api-key"]
+SERVER += ["--tools", "--chat-template", "{template}", "--api-key"]
 SMALL = ["--max-model-len", "4096"]
 # What both engines have, and then what only the newer one has.
 BOTH = [
@@ -72,8 +72,9 @@ class Printed:
     variables: set[str]
 
 
-def models(place: Path) -> dict[str, str]:
-    """Models of shapes that build/models does not have."""
+def files(place: Path) -> dict[str, str]:
+    """Models of shapes that build/models does not have, and a chat template, which the parser looks for."""
+    (place / "my.jinja").write_text("{{ messages }}")
     wide = folder(place / "wide", num_attention_heads=32, num_key_value_heads=4, hidden_size=4096)
     mixture = {
         "architectures": ["Qwen2MoeForCausalLM"],
@@ -83,7 +84,7 @@ def models(place: Path) -> dict[str, str]:
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     }
-    return {"wide": wide, "mixture": folder(place / "mixture", **mixture)}
+    return {"wide": wide, "mixture": folder(place / "mixture", **mixture), "template": str(place / "my.jinja")}
 
 
 def printed(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> Printed:
@@ -188,9 +189,9 @@ def used() -> dict[str, set[str]]:
 def test_the_parser_of_the_engine_reads_every_line_as_it_is_meant(
     name: str, engines: Engines, used: dict[str, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = models(tmp_path)
+    made = files(tmp_path)
     asked = [
-        printed([*(word.format(**made) for word in words), *SERVER], tmp_path / "bin", capsys)
+        printed([word.format(**made) for word in (*words, *SERVER)], tmp_path / "bin", capsys)
         for words in ENGINES[name]
     ]
     told = in_the_engine(name, engines, asked, tmp_path)
