@@ -1,21 +1,26 @@
-"""Tiny random models, and what they must say, by a whole model with the oracle's distance of every pair."""
+"""Tiny random models, and what they must say, by a whole model with the oracle's distance of every pair.
+
+Their weights make attention far from uniform, so that a wrong position, key or chunk shows in every word.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dca.in_wheel_env import oracle
+from . import oracle
 
 VOCABULARY, LAYERS, EPSILON, BASE = 1024, 2, 1e-6, 1e4
 # Without dual chunk attention all tokens are of one chunk.
 ONE_CHUNK = oracle.Chunking(2**20 + 1, 1)
+# Of queries and keys, and of the output of attention, relative to what keeps the size of activations.
+SHARP, LOUD = 1.6, 3.0
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,28 @@ class Tiny:
         """Of all heads together."""
         return self.heads * self.dim
 
+    @property
+    def chunking(self) -> oracle.Chunking:
+        """The lengths of its chunks."""
+        return oracle.Chunking(self.dual["chunk_size"], self.dual["local_size"]) if self.dual else ONE_CHUNK
 
-def make(folder: Path, tiny: Tiny, family: dict[str, Any]) -> None:
-    """Write config and weights; queries and keys are large, so that a wrong distance shows.
+    @property
+    def original(self) -> int:
+        """The length from which its logits grow, in tokens; 0 if they never do."""
+        return int((self.dual or {}).get("original_max_position_embeddings", 0))
+
+
+def make(folder: Path, tiny: Tiny, family: Mapping[str, Any]) -> None:
+    """Write config, table and weights.
 
     Args:
-        folder: to make.
+        folder: for the files.
         tiny: the model.
         family: `architectures` and `model_type` of its config; the weights have the names of that architecture's.
     """
-    folder.mkdir(parents=True)
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         **family,
         "hidden_size": tiny.hidden,
@@ -100,13 +117,13 @@ def _weights(tiny: Tiny) -> dict[str, Tensor]:
     }
     for layer in range(LAYERS):
         shapes = {
-            "self_attn.q_proj.weight": ((hidden, hidden), 1.6 * narrow),
+            "self_attn.q_proj.weight": ((hidden, hidden), SHARP * narrow),
             "self_attn.q_proj.bias": ((hidden,), 0.3),
-            "self_attn.k_proj.weight": ((keys, hidden), 1.6 * narrow),
+            "self_attn.k_proj.weight": ((keys, hidden), SHARP * narrow),
             "self_attn.k_proj.bias": ((keys,), 0.3),
             "self_attn.v_proj.weight": ((keys, hidden), narrow),
             "self_attn.v_proj.bias": ((keys,), 0.1),
-            "self_attn.o_proj.weight": ((hidden, hidden), 3 * narrow),
+            "self_attn.o_proj.weight": ((hidden, hidden), LOUD * narrow),
             "mlp.gate_proj.weight": ((2 * hidden, hidden), narrow),
             "mlp.up_proj.weight": ((2 * hidden, hidden), narrow),
             "mlp.down_proj.weight": ((hidden, 2 * hidden), (2 * hidden) ** -0.5),
@@ -117,46 +134,52 @@ def _weights(tiny: Tiny) -> dict[str, Tensor]:
     return weights
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, dual: oracle.DualChunk, sparse: Sparse | None) -> Tensor:
+@dataclass(frozen=True)
+class Attended:
+    """How an engine attends a request.
+
+    Attributes:
+        prompt: its tokens, of which the length factor is at least.
+        piece: tokens of a step of its prefill, if the prompt is attended sparsely; 0 for dense attention.
+        scaled_keys: whether keys are cached with the length factor of their step and queries have that of theirs, as
+            vLLM's own backend does it. Otherwise both factors are those of the query.
+    """
+
+    prompt: int
+    piece: int = 0
+    scaled_keys: bool = False
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, tiny: Tiny, how: Attended) -> Tensor:
     """Dual chunk attention of a whole sequence: by the distance of every pair, or as a step attends it sparsely."""
-    if sparse is None:
+    dual = oracle.DualChunk(tiny.chunking, BASE, tiny.dim**-0.5)
+    if not how.piece:
         return oracle.plain_attention(q, k, v, dual).out
     parts = []
-    for begin in range(0, sparse.prompt, sparse.piece):
-        end = min(begin + sparse.piece, sparse.prompt)
-        parts.append(oracle.sparse_prefill(q[begin:end], k[:end], v[:end], dual, list(sparse.sizes))[0].out)
+    for begin in range(0, how.prompt, how.piece):
+        end = min(begin + how.piece, how.prompt)
+        parts.append(oracle.sparse_prefill(q[begin:end], k[:end], v[:end], dual, list(tiny.table))[0].out)
     # Generated tokens are attended densely.
-    parts.append(oracle.plain_attention(q[sparse.prompt :], k, v, dual).out)
+    parts.append(oracle.plain_attention(q[how.prompt :], k, v, dual).out)
     return torch.cat(parts)
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """How a prompt is attended sparsely: its tokens, those of a step, and the lines of each head."""
-
-    prompt: int
-    piece: int
-    sizes: tuple[tuple[int, int], ...]
-
-
-def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int, piece: int = 0) -> Tensor:
+def whole_model(folder: Path, tiny: Tiny, tokens: list[int], how: Attended) -> Tensor:
     """Log-probabilities `[tokens, vocabulary]` of what follows each token, in float32, without a cache or blocks.
 
     Args:
         folder: of the model.
         tiny: what it was made from.
         tokens: prompt and answer.
-        prompt: how many of them are the prompt's.
-        piece: tokens of a step of its prefill, if it is attended sparsely.
+        how: they are attended.
     """
-    sparse = Sparse(prompt, piece, tiny.table) if piece else None
+    from safetensors.torch import load_file
+
     weights = {name: weight.float() for name, weight in load_file(str(folder / "model.safetensors")).items()}
-    chosen = tiny.dual or {}
-    chunking = oracle.Chunking(chosen["chunk_size"], chosen["local_size"]) if chosen else ONE_CHUNK
-    dual = oracle.DualChunk(chunking, BASE, tiny.dim**-0.5)
-    least = prompt if chosen.get("length_factor") == "prompt" else 0
-    original = chosen.get("original_max_position_embeddings", 0)
-    factors = [oracle.length_factor(max(place + 1, least), original) ** 2 for place in range(len(tokens))]
+    least = how.prompt if how.scaled_keys or (tiny.dual or {}).get("length_factor") == "prompt" else 0
+    factors = torch.tensor(
+        [oracle.length_factor(max(place + 1, least), tiny.original) for place in range(len(tokens))]
+    )[:, None, None]
     x = weights["model.embed_tokens.weight"][torch.tensor(tokens)]
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -170,8 +193,8 @@ def whole_model(folder: Path, tiny: Tiny, tokens: list[int], prompt: int, piece:
             for name in "qkv"
         )
         q, k, v = (each.unflatten(-1, (-1, tiny.dim)) for each in (q, k, v))
-        q = q * torch.tensor(factors)[:, None, None]
-        attended = _attended(q, k, v, dual, sparse)
+        q, k = (q * factors, k * factors) if how.scaled_keys else (q * factors**2, k)
+        attended = _attention(q, k, v, tiny, how)
         x = x + attended.flatten(1) @ own["self_attn.o_proj.weight"].T
         y = norm(x, own["post_attention_layernorm.weight"])
         gate = torch.nn.functional.silu(y @ own["mlp.gate_proj.weight"].T)

@@ -63,8 +63,7 @@ NOT_BY_SAMPLE = (
 NOT_BY_KERNELS = ("ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",)
 NOT_BY_ENGINE = (
     "ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",
-    "sparse attention that leaves lines out: --level cpu and kernels prove it, a layer at a time.",
-    "several GPUs, and the HTTP server.",
+    "NCCL, vLLM's own all-reduce and more than two ranks.",
 )
 # The levels that a plugin has; one that runs it in a real engine belongs here, and in `_run`.
 OF_PLUGIN: tuple[Level, ...] = ("static",)

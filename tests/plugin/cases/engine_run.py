@@ -31,7 +31,7 @@ os.environ |= {
 
 import stand_ins
 
-from dca.in_wheel_env.tiny import Tiny, make, whole_model
+from dca.in_wheel_env.tiny import Attended, Tiny, make, whole_model
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 PLAIN, SMALL = Tiny(), Tiny(dual=DUAL)
@@ -218,10 +218,10 @@ class Compared:
         if tiny.table and prompt > SIX["sparse_attention_threshold"]:
             piece = self.run.options["max_num_batched_tokens"]
         with torch.no_grad():
-            wanted = whole_model(self.model, tiny, tokens, prompt, piece)
+            wanted = whole_model(self.model, tiny, tokens, Attended(prompt, piece))
             if piece:
                 # What dense attention would say: the lines do not cover everything.
-                other = whole_model(self.model, tiny, tokens, prompt)
+                other = whole_model(self.model, tiny, tokens, Attended(prompt))
                 self.dense = max(self.dense, float((wanted - other)[prompt - 1 :].abs().max()))
         places = enumerate(zip(answer.said, answer.likely, strict=True), prompt - 1)
         for place, (token, likely) in places:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,9 @@ from unittest import mock
 
 import torch
 
-from .. import oracle
-from . import whole_model
+from .. import tiny
+from ..tiny import Tiny
 from .case import Case, Wrong
-from .layer import Model
-from .whole_model import Tiny
 
 # Of the engine's environment: the engine that has dual chunk attention, and its backend.
 VARIABLES = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}
@@ -35,15 +33,15 @@ PAGE = 16
 # Words whose log-probabilities are compared at each place.
 MOST = 5
 
-MODEL = Tiny(
-    Model(heads=4, kv_heads=2, dim=128, base=1e4, chunking=oracle.Chunking(144, 32), original=0, dtype=torch.bfloat16)
-)
-STRIDE = MODEL.attention.chunking.stride
+DUAL = {"chunk_size": 144, "local_size": 32, "original_max_position_embeddings": 0}
+MODEL = Tiny(dim=128, dual=DUAL, dtype="bfloat16")
+STRIDE = MODEL.chunking.stride
 STOOD_IN = (
     "torch's own operators, which ran on the CPU over the same memory",
     "the GPU and its driver",
     "the measurement of free memory: the number of pages of the KV cache was given",
     "words: prompts and answers are numbers of tokens",
+    "of two ranks, each with a GPU of its own: Gloo for NCCL, no all-reduce of vLLM's own, and torch.compile off",
 )
 
 
@@ -60,6 +58,9 @@ class Plan:
         pages: of the KV cache.
         settings: arguments of the engine that replace those of the other cases.
         demands: what the scheduler must have done: "pieces", "mixed", "preempted".
+        leaves_out: whether the model's sparse table leaves lines out. Prompts are then prefilled one at a time, so that
+            it is known of which queries each step has chosen its lines.
+        bound: by how much a log-probability may differ.
     """
 
     model: Tiny
@@ -70,6 +71,32 @@ class Plan:
     pages: int = 128
     settings: Mapping[str, Any] = field(default_factory=dict)
     demands: tuple[str, ...] = ()
+    leaves_out: bool = False
+    bound: float = BOUND
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the engine."""
+        return {
+            "dtype": self.model.dtype,
+            "max_model_len": min(self.pages * PAGE, max(self.prompts) + self.words + PAGE),
+            "block_size": PAGE,
+            "num_gpu_blocks_override": self.pages,
+            "swap_space": 0.01,
+            "max_num_seqs": self.at_once,
+            "max_num_batched_tokens": self.step,
+            "enable_chunked_prefill": True,
+            "enable_prefix_caching": False,
+            "enforce_eager": True,
+            "disable_custom_all_reduce": True,
+            "seed": 0,
+            **self.settings,
+        }
+
+    def attended(self, prompt: int, *, sparse: bool = True) -> tiny.Attended:
+        """How the engine attends a request; or how it would, if every line were chosen."""
+        piece = self.step if self.leaves_out and sparse and prompt > THRESHOLD else 0
+        return tiny.Attended(prompt, piece, scaled_keys=True)
 
 
 # A prompt of one to six chunks; its last piece ends within a chunk.
@@ -77,21 +104,44 @@ CHUNKS = Plan(MODEL, (70, 180, 290, 400, 510, 620), words=4, demands=("pieces", 
 # Below, at and above the original length; one passes it while it answers.
 ORIGINAL = 200
 FACTOR = Plan(
-    replace(MODEL, attention=replace(MODEL.attention, original=ORIGINAL)),
+    replace(MODEL, dual={**DUAL, "original_max_position_embeddings": ORIGINAL}),
     (150, ORIGINAL - 3, ORIGINAL, 330),
     words=6,
     demands=("pieces", "mixed"),
 )
 # Every line is chosen, so that sparse attention computes what dense attention does.
+THRESHOLD = 100
 SPARSE = Plan(
-    replace(MODEL, sizes=((1000, 1000),) * MODEL.attention.heads, threshold=100),
+    replace(
+        MODEL,
+        dual={**DUAL, "sparse_attention_enabled": True, "sparse_attention_threshold": THRESHOLD},
+        table=((1000, 1000),) * MODEL.heads,
+    ),
     (90, 2 * STRIDE, 4 * STRIDE),
     words=3,
     at_once=1,
     demands=("pieces",),
 )
+# Each head has other numbers. In bfloat16 the last of its lines may be another than the oracle's.
+LINES = replace(
+    SPARSE,
+    model=replace(SPARSE.model, table=((20, 100), (25, 104), (30, 110), (22, 101))),
+    prompts=(90, 3 * STRIDE, 5 * STRIDE),
+    leaves_out=True,
+    bound=3 * BOUND,
+)
 # Three requests whose answers do not fit beside each other.
 PREEMPTION = Plan(MODEL, (188, 189, 190), words=8, pages=38, step=3 * STRIDE, demands=("preempted",))
+SERVER = Plan(MODEL, (70, 290, 620), words=4)
+# The tables of the second rank's heads have other numbers than those of the first's.
+RANKS = replace(
+    LINES,
+    settings={"tensor_parallel_size": 2, "distributed_executor_backend": "external_launcher"},
+)
+
+
+# The words of an answer, and at each place the log-probabilities of the most probable ones.
+Answer = tuple[list[int], list[dict[int, float]]]
 
 
 @dataclass
@@ -117,96 +167,96 @@ class Seen:
         return (metadata, outputs, *rest)
 
 
+Serve = Callable[[Plan, str, Sequence[list[int]]], tuple[list[Answer], Seen]]
+
+
 def cases(family: Mapping[str, Any]) -> list[Case]:
     """Every case; each starts an engine.
 
     Args:
-        family: of the model, see `Tiny`.
+        family: of the model, see `tiny.make`.
     """
-    return [
-        Case(
-            "engine/chunks",
+    from . import processes
+
+    listed = (
+        (
+            "chunks",
             "the engine's words and their probabilities, for prompts of one to six chunks, prefilled in pieces, "
             "several requests at once",
-            partial(_answers, CHUNKS, family),
+            CHUNKS,
+            served,
         ),
-        Case(
-            "engine/length-factor",
+        (
+            "length-factor",
             "the same with the length factor, below, at and above the original length, and across it",
-            partial(_answers, FACTOR, family),
+            FACTOR,
+            served,
         ),
-        Case(
-            "engine/sparse",
+        (
+            "sparse",
             "the same with sparse attention and a table that has every line, where it must equal dense attention",
-            partial(_answers, SPARSE, family),
+            SPARSE,
+            served,
         ),
-        Case(
-            "engine/preemption",
-            "the same for requests that are preempted and computed again",
-            partial(_answers, PREEMPTION, family),
+        (
+            "sparse-lines",
+            "the same with a table that leaves most lines out; each step chooses those of its last queries",
+            LINES,
+            served,
         ),
-    ]
+        ("preemption", "the same for requests that are preempted and computed again", PREEMPTION, served),
+        ("server", "what `vllm serve` answers over HTTP to prompts of one to six chunks", SERVER, processes.over_http),
+        ("two-ranks", "the words of two ranks, whose heads have other tables each", RANKS, processes.by_ranks),
+    )
+    return [Case(f"engine/{name}", proves, partial(_answers, plan, how, family)) for name, proves, plan, how in listed]
 
 
-def _answers(plan: Plan, family: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    plan = replace(plan, model=replace(plan.model, family=family))
-    drawn = random.Random(seed)
-    prompts = [[drawn.randrange(3, plan.model.vocabulary) for _ in range(length)] for length in plan.prompts]
-    with tempfile.TemporaryDirectory() as folder:
-        weights = plan.model.write(Path(folder), seed)
-        answers, seen = served(plan, folder, prompts)
-    for demand in plan.demands:
-        if not seen.counts[demand]:
-            raise Wrong(f"the scheduler made no step of the kind `{demand}`: the case proves nothing about it")
+def _answers(plan: Plan, serve: Serve, family: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    model, drawn = replace(plan.model, seed=seed), random.Random(seed)
+    prompts = [[drawn.randrange(3, tiny.VOCABULARY) for _ in range(length)] for length in plan.prompts]
     worst, apart = 0.0, torch.inf
-    other = whole_model.ordinary(plan.model)
-    for prompt, (words, scores) in zip(prompts, answers):
-        tokens, first = prompt + words, len(prompt) - 1
-        want = whole_model.forward(plan.model, weights, tokens[:-1], len(prompt))[first:]
-        plain = whole_model.forward(other, weights, tokens[:-1], len(prompt))[first:]
-        off = _compare(len(prompt), words, scores, want)
-        worst = max(worst, off)
-        # Up to one chunk, and without a factor, dual chunk attention is ordinary attention.
-        if len(prompt) > plan.model.attention.chunking.size or len(prompt) > plan.model.attention.original > 0:
-            apart = min(apart, largest(scores, plain))
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.make(Path(folder), model, family)
+        answers, seen = serve(plan, folder, prompts)
+        for demand in plan.demands:
+            if not seen.counts[demand]:
+                raise Wrong(f"the scheduler made no step of the kind `{demand}`: the case proves nothing about it")
+        for prompt, answer in zip(prompts, answers):
+            how = plan.attended(len(prompt))
+            want = oracle_says(folder, model, prompt, answer, how)
+            worst = max(worst, _compare(plan.bound, len(prompt), answer, want))
+            for wrong, attended in _others(plan, model, len(prompt)):
+                apart = min(apart, largest(answer[1], oracle_says(folder, wrong, prompt, answer, attended)))
     if apart < APART:
-        raise Wrong(f"ordinary attention differs by {apart:.2g} only: the case proves nothing about chunks")
+        raise Wrong(f"another attention differs by {apart:.2g} only: the case proves nothing about this one")
     return {
         "tokens of the prompts": list(plan.prompts),
-        "steps": seen.steps,
+        **({"steps": seen.steps} if seen.steps else {}),
         **{f"steps, {kind}": count for kind, count in seen.counts.items() if count},
         "log-probability: largest difference": worst,
-        "log-probability: bound": BOUND,
-        "ordinary attention differs by at least": apart,
+        "log-probability: bound": plan.bound,
+        "ordinary attention, or one with every line, differs by at least": apart,
     }
 
 
-Answer = tuple[list[int], list[dict[int, float]]]
+def _others(plan: Plan, model: Tiny, prompt: int) -> list[tuple[Tiny, tiny.Attended]]:
+    """What an engine might do in place of the right thing, for a prompt of so many tokens that it would show."""
+    others = []
+    # Up to one chunk, and without a factor, dual chunk attention is ordinary attention.
+    if prompt > model.chunking.size or prompt > model.original > 0:
+        others.append((replace(model, dual=None), plan.attended(prompt, sparse=False)))
+    if plan.attended(prompt).piece:
+        others.append((model, plan.attended(prompt, sparse=False)))
+    return others
 
 
 def served(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[list[Answer], Seen]:
-    """The words of each request, with the log-probabilities of the most probable ones, and what the scheduler did."""
+    """The answer to each prompt of an engine in this process, and what its scheduler did."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
-    arguments = {
-        "model": folder,
-        "skip_tokenizer_init": True,
-        "dtype": str(plan.model.attention.dtype).rpartition(".")[2],
-        "max_model_len": min(plan.pages * PAGE, max(plan.prompts) + plan.words + PAGE),
-        "block_size": PAGE,
-        "num_gpu_blocks_override": plan.pages,
-        "swap_space": 0.01,
-        "max_num_seqs": plan.at_once,
-        "max_num_batched_tokens": plan.step,
-        "enable_chunked_prefill": True,
-        "enable_prefix_caching": False,
-        "enforce_eager": True,
-        "disable_custom_all_reduce": True,
-        "seed": 0,
-    }
-    engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **plan.settings}))
+    engine = LLMEngine.from_engine_args(EngineArgs(model=folder, skip_tokenizer_init=True, **plan.arguments))
     params = SamplingParams(temperature=0.0, max_tokens=plan.words, logprobs=MOST, ignore_eos=True, detokenize=False)
     lengths = {str(number): len(prompt) for number, prompt in enumerate(prompts)}
     for number, prompt in enumerate(prompts):
@@ -226,6 +276,11 @@ def served(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[list[
     return found, seen
 
 
+def oracle_says(folder: str, model: Tiny, prompt: list[int], answer: Answer, how: tiny.Attended) -> torch.Tensor:
+    """The oracle's log-probabilities `[words, vocabulary]` where an answer has its words."""
+    return tiny.whole_model(Path(folder), model, prompt + answer[0][:-1], how)[len(prompt) - 1 :]
+
+
 def largest(scores: Sequence[dict[int, float]], want: torch.Tensor) -> float:
     """The largest difference of the log-probabilities of an answer from others."""
     return max(
@@ -233,21 +288,22 @@ def largest(scores: Sequence[dict[int, float]], want: torch.Tensor) -> float:
     )
 
 
-def _compare(length: int, words: Sequence[int], scores: Sequence[dict[int, float]], want: torch.Tensor) -> float:
+def _compare(bound: float, length: int, answer: Answer, want: torch.Tensor) -> float:
     """The largest difference of an answer's log-probabilities from the oracle's.
 
     Raises:
         Wrong: it is beyond the bound, or a word is not the most probable one.
     """
+    words, scores = answer
     for place, word in enumerate(words):
         best = int(want[place].argmax())
         # Two words may be nearly as probable as each other.
-        if float(want[place, best] - want[place, word]) > BOUND:
+        if float(want[place, best] - want[place, word]) > bound:
             raise Wrong(
                 f"prompt of {length} tokens, word {place}: {word} with log-probability {float(want[place, word]):.3f}, "
                 f"expected {best} with {float(want[place, best]):.3f}"
             )
     off = largest(scores, want)
-    if not off <= BOUND:
-        raise Wrong(f"prompt of {length} tokens: a log-probability differs by {off:.3g}, allowed is {BOUND:g}")
+    if not off <= bound:
+        raise Wrong(f"prompt of {length} tokens: a log-probability differs by {off:.3g}, allowed is {bound:g}")
     return off

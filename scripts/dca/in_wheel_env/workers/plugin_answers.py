@@ -54,7 +54,7 @@ def main(folder: Path, family: "dict[str, Any]") -> None:
         said = list(output.outputs[0].token_ids)
         cached += int(output.num_cached_tokens or 0)
         with torch.no_grad():
-            wanted = tiny.whole_model(folder, MODEL, prompt + said, len(prompt))
+            wanted = tiny.whole_model(folder, MODEL, prompt + said, tiny.Attended(len(prompt)))
         for place, (token, likely) in enumerate(zip(said, output.outputs[0].logprobs), len(prompt) - 1):
             wrong += int(wanted[place].argmax()) != token
             worst = max(worst, *(abs(each.logprob - float(wanted[place, at])) for at, each in likely.items()))
