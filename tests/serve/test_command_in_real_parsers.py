@@ -76,7 +76,7 @@ def files(place: Path) -> dict[str, str]:
     """Models of shapes that build/models does not have, and a chat template, which the parser looks for."""
     (place / "my.jinja").write_text("{{ messages }}")
     wide = folder(place / "wide", num_attention_heads=32, num_key_value_heads=4, hidden_size=4096)
-    mixture = {
+    mixture: dict[str, Any] = {
         "architectures": ["Qwen2MoeForCausalLM"],
         "model_type": "qwen2_moe",
         "num_experts": 64,
@@ -146,7 +146,7 @@ def in_the_engine(name: str, engines: Engines, asked: list[Printed], place: Path
     lines = [line for one in asked for line in one.lines.values()]
     lines += [["serve", "m", *_with_value(one.flag).split()] for one in versions.load().flags]
     (place / "request.json").write_text(json.dumps({"lines": lines, "calls": [one.call for one in asked]}))
-    argv = [made.python, "-I", WORKER, place / "request.json"]
+    argv: list[str | Path] = [made.python, "-I", WORKER, place / "request.json"]
     done = subprocess.run(
         argv, env=real_vllm.environment(made, place), cwd=place, text=True, capture_output=True, check=False
     )

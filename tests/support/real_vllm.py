@@ -84,7 +84,7 @@ def environment(made: Made, home: Path) -> dict[str, str]:
 
 def make_model(made: Made, folder: Path) -> Path:
     """A model that the server can serve."""
-    argv = [made.python, MAKER, folder / "tiny"]
+    argv: list[str | Path] = [made.python, MAKER, folder / "tiny"]
     subprocess.run(argv, env=environment(made, folder), cwd=folder, check=True, capture_output=True)
     return folder / "tiny"
 

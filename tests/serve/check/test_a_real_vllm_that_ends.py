@@ -129,7 +129,7 @@ def troubled(ended: Ended) -> Any:
 def judge(ended: Ended, sent: Sent, how: str) -> None:
     """The verdict of a check whose server ended."""
     result = ended.result
-    everything = [*result.probes, *result.needles]
+    everything: list[checking.Probe | checking.Needle] = [*result.probes, *result.needles]
     met = troubled(ended)
     place = everything.index(met)
     shown = json.loads(result.model_dump_json())
@@ -235,15 +235,15 @@ def test_a_real_vllm_that_ends_gets_its_verdict_with_rlimit_as_in_place_of_a_ful
     for number in chosen:
         name, how = every[number]
         server = servers.get(name)
-        happen = {
+        happening: dict[str, Callable[[], None]] = {
             "everything stopped": partial(stop, server.family),
             "engine stopped": partial(stop, server.engine),
             "engine killed": partial(kill_engine, server, chance),
             "server killed": server.family[0].kill,
             "no more memory": partial(limit_memory, server),
-        }[how]
+        }
         with frozen(server):
             seconds = LONG_SECONDS if how == "no more memory" else SECONDS
-            ended = check_while(server, happen, chance.randrange(1, PARTS), chance, seconds)
+            ended = check_while(server, happening[how], chance.randrange(1, PARTS), chance, seconds)
         print(number, name, how, ended.parts, ended.result.verdict, flush=True)
         judge(ended, sent, how)
