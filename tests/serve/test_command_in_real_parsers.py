@@ -62,7 +62,7 @@ class Printed:
     Args:
         launch: the command in its neutral form.
         lines: the words after `vllm`, by the format that they were read from.
-        calls: the arguments of the scripts.
+        call: the arguments of the script's engine.
         variables: those that are set.
     """
 
@@ -107,7 +107,9 @@ def printed(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -
     command = re.search(r"^CMD (.*)$", texts["dockerfile"], re.MULTILINE)
     assert command is not None
     assert json.loads(command[1]) == ["vllm", "--help"]
-    return Printed(launch, lines, _of_a_script(texts["python"]), set(launch.environment))
+    # The engine looks for the model as soon as it is named; any folder will do.
+    call_of = {**_of_a_script(texts["python"]), "model": str(place)}
+    return Printed(launch, lines, call_of, set(launch.environment))
 
 
 def _place_of_vllm(argv: list[str]) -> int:
@@ -137,7 +139,7 @@ def _of_a_script(text: str) -> dict[str, Any]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "LLM"
     )
     given = {word.arg: word.value for word in call.keywords if word.arg}
-    return {name: ast.literal_eval(value) for name, value in given.items() if name != "model"} | {"model": "m"}
+    return {name: ast.literal_eval(value) for name, value in given.items() if name != "model"}
 
 
 def in_the_engine(name: str, engines: Engines, asked: list[Printed], place: Path) -> dict[str, Any]:
