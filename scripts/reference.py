@@ -62,6 +62,7 @@ PRINTED = {
     "dca.explanation/2": ("dca explain LOG",),
     "dca.explanations/1": ("dca explain FOLDER",),
     "dca.inspection/3": ("dca inspect",),
+    "dca.kernels/1": ("dca kernels",),
     "dca.listing/1": ("dca index list",),
     "dca.packed/1": ("dca fetch --bundle FILE",),
     "dca.patches/1": ("dca patch status", "dca patch refresh"),

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from dca.foundation.events import Silent
 from dca.pipeline import workspace
 from dca.toolchain import conda
 from tests.support import ROOT, RunDca, quiet_run
+from tests.support.made_wheels import make
 from tests.support.prepared import run_dca
 
 ALL = recipes.compiling(recipes.load_all())
@@ -363,7 +365,7 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     profile: str | None, python: str, lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = SimpleNamespace(recipe="vllm-0.10.2", profile=profile) if profile else None
-    subject = SimpleNamespace(version="0.10.2+x", recorded=recorded)
+    subject = SimpleNamespace(version="0.10.2+x", recorded=recorded, problems=())
     ran: list[list[str]] = []
     monkeypatch.setattr(inspection, "inspect", lambda *_: subject)
     monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
@@ -386,6 +388,28 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     # A plugin that is not loaded cannot say so itself.
     assert "VLLM_PLUGINS=lora leaves out dca_guards" in result.notes[-1]
     assert "export VLLM_PLUGINS=lora,dca_guards" in result.notes[-1]
+
+
+@pytest.mark.parametrize("damage", ["a changed file", "a file more"])
+def test_nothing_is_installed_for_a_wheel_that_differs_from_its_record(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is gigabytes, and uv compares no hash of RECORD."""
+    ran: list[object] = []
+    monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append(words))
+    wheel = make(tmp_path, "0.10.2+x", cuda="12.4")
+    with zipfile.ZipFile(wheel) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    package = next(name for name in contents if name.endswith(".py"))
+    contents |= {package: contents[package] + b"#"} if damage == "a changed file" else {"more.py": b""}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(DcaError) as refused:
+        workspace.with_wheel(wheel, tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
+    assert refused.value.code == "DCA-701"
+    assert (package if damage == "a changed file" else "more.py") in refused.value.why
+    assert (ran, (tmp_path / "run").exists()) == ([], False)
 
 
 @pytest.mark.whole

@@ -14,15 +14,19 @@ import pytest
 
 from dca import publish
 from dca.catalogue import base_images
+from dca.catalogue.base_images import UID
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.publish.containerfile import SHARE, UID, containerfile
+from dca.publish.containerfile import SHARE, containerfile
 from dca.publish.folder import Folder
+from dca.serve import command, plan
+from dca.serve.command import Launch, Server
 from dca.wheelfile import sbom
 from tests.support import ROOT
 from tests.support.containers import Builder, Stage, StepError, builder, instructions, needs_namespaces
 from tests.support.made_wheels import Details, make, put
 from tests.support.served import Served, served
+from tests.support.serving import SEVEN, subject
 from tests.support.web import Place
 
 Dca = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -174,6 +178,38 @@ def test_a_wheel_that_no_base_image_runs_is_refused(tmp_path: Path) -> None:
     assert "manylinux_2_99_x86_64" in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def of_serve() -> Launch:
+    """A server, for the Dockerfile that `dca serve command` prints."""
+    about, served_model = subject(SEVEN, "4xA100-80")
+    return command.launch(plan.make(about, served_model), about.gpus, Server(), folder=about.file is not None)
+
+
+def test_the_image_of_a_local_wheel_is_as_that_of_a_published_one(index: Path, of_serve: Launch) -> None:
+    """Who builds names the digest of the base image, and an ordinary user serves, in both."""
+    text = command.dockerfile(of_serve)
+    stage = containerfile(VERSION, Folder(index)).text.rpartition("\nFROM ")[2].splitlines()
+    for start in (
+        "RUN apt-get",
+        " && apt-get",
+        "RUN useradd",
+        " && install ",
+        "ENV PATH",
+        "USER",
+        "WORKDIR",
+        "HEALTHCH",
+    ):
+        (line,) = (line for line in text.splitlines() if line.startswith(start))
+        assert line in stage, start
+    assert [rest.partition("@")[2] for name, rest in instructions(text) if name == "FROM"] == ["${SERVE_DIGEST}"]
+    assert "\nARG SERVE_DIGEST\n" in text, "no default"
+    assert "docker buildx imagetools inspect" in text
+    cache = next(line.rpartition(" ")[2] for line in stage if line.startswith(" && install "))
+    for shown in (command.docker(of_serve), command.k8s(of_serve)):
+        assert "/root" not in shown
+        assert of_serve.folder or cache in shown
+
+
 def test_no_digest_of_an_image_is_in_the_tree() -> None:
     """Who builds an image names what its tags stand for that day."""
     assert DIGEST.search(f"python:3.12-slim-bookworm@sha256:{'0' * 64}")
@@ -185,10 +221,11 @@ def test_no_digest_of_an_image_is_in_the_tree() -> None:
 
 @pytest.mark.long
 @pytest.mark.network
-def test_hadolint_accepts_it(index: Path, hadolint: Path, tmp_path: Path) -> None:
+def test_hadolint_accepts_it(index: Path, hadolint: Path, of_serve: Launch, tmp_path: Path) -> None:
     file = tmp_path / "Containerfile"
     text = containerfile(VERSION, Folder(index)).text
-    for content, fine in ((text, True), (text.replace("# hadolint ignore=DL3008\n", ""), False)):
+    without = text.replace("# hadolint ignore=DL3008\n", "")
+    for content, fine in ((text, True), (without, False), (command.dockerfile(of_serve), True)):
         file.write_text(content)
         argv = [str(hadolint / "hadolint"), "--no-color", str(file)]
         done = subprocess.run(argv, text=True, capture_output=True, check=False)

@@ -168,7 +168,7 @@ def test_an_image_has_the_wheel_its_lock_and_the_variables() -> None:
     assert "--no-deps" in text
     # Instructions and their continuations only.
     for line in text.splitlines():
-        assert re.match(r"(#|FROM|RUN|COPY|ENV|EXPOSE|CMD| &&)", line), line
+        assert re.match(r"(#|ARG|FROM|RUN|COPY|ENV|USER|WORKDIR|EXPOSE|HEALTHCHECK|CMD| &&|$)", line), line
 
 
 # --- systemd -------------------------------------------------------------------------------------------------------

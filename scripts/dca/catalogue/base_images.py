@@ -14,6 +14,12 @@ from pydantic import Field
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
 
+USER, UID = "serve", 10001
+"""Who serves in an image; no user of a base image has this number."""
+HOME = f"/home/{USER}"
+CACHE = f"{HOME}/.cache"
+"""Where the server keeps what it downloads and compiles."""
+
 
 class BaseImages(Value):
     """The known base images.

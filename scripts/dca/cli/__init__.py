@@ -29,6 +29,7 @@ COMMANDS = {
     "fetch": "Download, check and patch the sources.",
     "patch": "Check, rebase and extend a recipe's patches.",
     "wheel": "Build a wheel: plan, fetch, patch, compile, package, inspect.",
+    "kernels": "Write a build's kernels for the Hugging Face kernels library.",
     "report": "Report where a build's time went, in one page.",
     "inspect": "Show what a wheel contains: modules, GPU archs, ops, torch, sizes.",
     "smoke": "Prove that a wheel's dual chunk attention computes correct results.",

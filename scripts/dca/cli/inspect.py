@@ -117,9 +117,7 @@ def command(file: Path, asked: Target | None, checks: Checks, verbose: bool, out
             "DCA-702" if plan else "DCA-701",
             f"{inspected.file} {'differs from its plan' if plan else 'is faulty'}.",
             why=_some([*differences, *unfit]),
-            remedy="do not install or publish it; `dca wheel` builds a right one."
-            if inspected.recorded
-            else "do not rely on its metadata; `dca wheel` builds a right one.",
+            remedy=_remedy(inspected),
             answered=output.as_json,
         )
     if unfit:
@@ -140,6 +138,14 @@ def _inspect(file: Path, python: Path | None, archs: tuple[str, ...]) -> Inspect
         return inspection.inspect(file, asked=archs)
     source = inspection.schemas.loaded(python)
     return inspection.inspect(file, source, torch=environments.look_at_torch(python), asked=archs)
+
+
+def _remedy(inspected: Inspection) -> str:
+    if inspected.kernel_variants:
+        return "do not load or upload it; `dca kernels` writes a right one."
+    if inspected.recorded:
+        return "do not install or publish it; `dca wheel` builds a right one."
+    return "do not rely on its metadata; `dca wheel` builds a right one."
 
 
 def _fitting(inspected: Inspection, checks: Checks, archs: tuple[str, ...]) -> str:
@@ -175,6 +181,9 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
             *([f"  plugin for    {inspected.engine}, as {', '.join(inspected.plugins)}"] if inspected.engine else []),
             f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
         ]
+    if inspected.kernel_variants:
+        fits = "" if inspected.problems else "; it keeps the rules of kernel repositories"
+        lines += wrapped("  variants      ", ", ".join(inspected.kernel_variants) + fits)
     lines += [
         f"  CUDA          {', '.join(inspected.cuda_libraries) or 'no CUDA libraries'}",
         f"  glibc         {inspected.glibc + ' or newer' if inspected.glibc else 'any'}",

@@ -103,6 +103,11 @@ def cache_lock(name: str) -> Path:
     return data_root() / "build" / "locks" / "caches" / f"{name}.txt"
 
 
+def stable_folder() -> Path:
+    """What compiles a kernel for torch's stable ABI."""
+    return data_root() / "build" / "stable"
+
+
 def locks_folder(recipe: str) -> Path:
     """The locks of one recipe: `run.txt`, `build.txt`, and `kernels.txt` where it offers bare kernels."""
     return data_root() / "build" / "locks" / recipe

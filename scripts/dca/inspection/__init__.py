@@ -20,7 +20,7 @@ from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
-from dca.inspection import installed, metadata, schemas, variant
+from dca.inspection import installed, kernel_repository, metadata, schemas, variant
 from dca.inspection import record as lists
 from dca.inspection.compare import compare
 from dca.inspection.contents import Contents, File, in_wheel, on_disk
@@ -186,6 +186,7 @@ def _loose(path: Path, looker: Looker) -> Inspection:
     with store.scratch() as scratch:
         contents = Contents(looker, scratch)
         contents.add_all(files)
+    problems = [*contents.problems, *(kernel_repository.check(path, contents.modules) if path.is_dir() else ())]
     if path.is_file() and not contents.modules and not contents.unread:
         raise DcaError(
             "DCA-701",
@@ -208,7 +209,8 @@ def _loose(path: Path, looker: Looker) -> Inspection:
         sparse_functions=False,
         recorded=None,
         files=len(files),
-        problems=_some(contents.problems),
+        problems=_some(problems),
+        kernel_variants=tuple(folder.name for folder in kernel_repository.variants(path)),
         **_of_modules(contents, looker.asked, looker.torch),
     )
 

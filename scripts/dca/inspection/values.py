@@ -235,6 +235,7 @@ class Inspection(Document):
         modules: its extension modules.
         files: number of its files.
         variant: which variant of its version it is; None, and not written, for a plain wheel.
+        kernel_variants: the variants of a kernel repository, by the names of their folders; not written for others.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/3"
@@ -271,6 +272,7 @@ class Inspection(Document):
     engine: str = ""
     plugins: dict[str, str] = {}
     variant: Variant | None = Field(default=None, exclude_if=lambda variant: variant is None)
+    kernel_variants: tuple[str, ...] = Field(default=(), exclude_if=lambda variants: not variants)
 
     def module(self, path: str) -> InspectedModule | None:
         """The module with a path."""

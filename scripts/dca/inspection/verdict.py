@@ -16,6 +16,7 @@ from packaging.version import Version
 from dca.binaries.fatbin import FOR_AMD
 from dca.catalogue.archs import NOT, compiled_at_load, how_reached
 from dca.catalogue.drivers import Driver, Drivers, Release
+from dca.catalogue.kernel_layout import VARIANT
 from dca.catalogue.toolkits import load_versions
 from dca.catalogue.torch_releases import Torch
 from dca.inspection.kinds import MACOS, WINDOWS, is_bare
@@ -24,8 +25,6 @@ from dca.inspection.values import Answer, InspectedModule, Inspection, Says, Unr
 _NAMED = 3
 # Libraries of CUDA whose soname has the number of CUDA's major version.
 _RUNTIME = re.compile(r"lib(?:cudart|cublas|cublasLt|nvrtc|nvJitLink)\.so\.(\d+)")
-# Folders of the kernels library (huggingface.co/docs/kernels): torch28-cxx11-cu128-x86_64-linux.
-_VARIANT = re.compile(r"torch(\d)(\d+)-cxx(?:11|98)-([a-z]+\d*)-\w+-\w+")
 _NO_NVIDIA = re.compile(r"(?:macosx|ios|emscripten|pyodide|android)_")
 # What differs between libraries for several versions of CUDA, of which a package loads one: libx_cuda124.so.
 _CUDA_IN_NAME = re.compile(r"cu(?:da)?_?\d{2,3}(?!\d)")
@@ -94,28 +93,50 @@ def _chosen(inspection: Inspection, target: Target) -> tuple[list[InspectedModul
         inspection: with all modules.
         target: with the torch.
     """
-    whole = _VARIANT.fullmatch(inspection.file) if inspection.form == "folder" else None
+    whole = VARIANT.fullmatch(inspection.file) if inspection.form == "folder" else None
     variants = {module.path: _variant(module.path) or whole for module in inspection.modules}
     torch, all_modules = target.torch, list(inspection.modules)
     if torch is None or not any(variants.values()):
         return all_modules, []
-    loaded = [module for module in all_modules if (own := variants[module.path]) is None or _suits(own, torch)]
-    if not any(variants[module.path] for module in loaded):
+    suiting = {match[0]: match for match in variants.values() if match and _suits(match, torch)}
+    if not suiting:
         names = sorted({match[0] for match in variants.values() if match})
+        loaded = [module for module in all_modules if variants[module.path] is None]
         return loaded, [_Part("no", f"it has no variant for {torch}; it has {', '.join(names[:10])}.")]
-    name = next(match[0] for module in loaded if (match := variants[module.path]))
+    name = max(suiting, key=lambda name: _rank(suiting[name]))
+    loaded = [module for module in all_modules if (own := variants[module.path]) is None or own[0] == name]
     return loaded, [_Part("yes", f"its variant for this torch is {name}.")]
 
 
 def _variant(path: str) -> re.Match[str] | None:
-    return next(filter(None, map(_VARIANT.fullmatch, path.split("/")[:-1])), None)
+    return next(filter(None, map(VARIANT.fullmatch, path.split("/")[:-1])), None)
 
 
 def _suits(variant: re.Match[str], torch: Torch) -> bool:
-    """Whether the kernels library takes a variant with a torch: it compares the release and the CUDA version."""
-    version = Version(torch.version)
-    release = (str(version.major), str(version.minor))
-    return (variant[1], variant[2]) == release and variant[3] == f"cu{torch.cuda.replace('.', '')}"
+    """Whether the kernels library takes a variant with a torch.
+
+    A variant for torch's stable ABI fits later releases too; and one for CUDA fits a torch of the same major version
+    and of no older minor one.
+    """
+    version, (major, minor) = Version(torch.version), _cuda(torch.cuda.replace(".", ""))
+    release = (version.major, version.minor)
+    if variant["stable_major"]:
+        fits = (int(variant["stable_major"]), int(variant["stable_minor"])) <= release
+    else:
+        fits = (int(variant["major"]), int(variant["minor"])) == release
+    own = _cuda(variant["backend_version"])
+    return fits and variant["backend"].startswith("cu") and own[0] == major and own[1] <= minor
+
+
+def _rank(variant: re.Match[str]) -> tuple[int, int, int]:
+    """Which of several that suit is taken: the stable ABI first, and of it the newest, then the newest CUDA."""
+    stable = int(variant["stable_minor"] or -1)
+    return (stable >= 0, stable, _cuda(variant["backend_version"])[1])
+
+
+def _cuda(digits: str) -> tuple[int, int]:
+    """Major and minor version of "128"."""
+    return (int(digits[:-1] or 0), int(digits[-1:] or 0))
 
 
 # --- the GPU and its driver ---
@@ -289,15 +310,15 @@ def _torch(inspection: Inspection, modules: Sequence[InspectedModule], torch: To
         yield from _linked(module, torch, bundled)
         yield from _abi(module, torch)
     unpinned = [module for module in users if not module.stable_abi and not _variant(module.path)]
-    if unpinned and not _pins(inspection) and not _VARIANT.fullmatch(inspection.file):
+    if unpinned and not _pins(inspection) and not VARIANT.fullmatch(inspection.file):
         first = unpinned[0]
         yield _Part(
             "unknown",
             f"{first.path} uses {first.torch_symbols} symbols of torch's C++, which changes from release to release, "
             "and nothing says for which release it was compiled; --python checks them with an installed torch.",
         )
-    if any(module.stable_abi for module in users):
-        if inspection.torch:
+    if stable := [module for module in users if module.stable_abi]:
+        if inspection.torch or all(_names_stable(module, inspection) for module in stable):
             yield _Part("yes", "it uses torch's stable ABI.")
         else:
             yield _Part(
@@ -305,6 +326,12 @@ def _torch(inspection: Inspection, modules: Sequence[InspectedModule], torch: To
                 "it uses torch's stable ABI, but nothing says from which release on; --python checks it with an "
                 "installed torch.",
             )
+
+
+def _names_stable(module: InspectedModule, inspection: Inspection) -> bool:
+    """Whether a module's folder says from which release of torch on its stable ABI is meant."""
+    named = _variant(module.path) or VARIANT.fullmatch(inspection.file)
+    return bool(named and named["stable_major"])
 
 
 def _accepts(required: str, torch: Torch) -> bool:

@@ -22,6 +22,7 @@ from dca.toolchain import conda, environments, headers, provide
 MARK = ".dca-environment"
 """A file in every folder that this module created, which it may therefore replace."""
 TOOLS = ("cmake", "ninja")
+MOST_PROBLEMS = 20
 
 
 class Workspace(Document):
@@ -128,6 +129,14 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
     if wheel.is_file():
         candidates(wheel, recipes.load_all())
     inspected = inspection.inspect(wheel, None)
+    if inspected.problems:
+        # Before gigabytes are installed for it.
+        raise DcaError(
+            "DCA-701",
+            f"{wheel.name} is faulty.",
+            why="\n".join(inspected.problems[:MOST_PROBLEMS]),
+            remedy="do not install it; download it again, or build it with `dca wheel`.",
+        )
     subject = identify(wheel, inspected, recipes.load_all())
     own = own_python(subject, "use another Python: make env WHEEL=FILE PYTHON=python3.12")
     _claim(folder)

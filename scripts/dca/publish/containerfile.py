@@ -26,8 +26,6 @@ TEMPLATE = Path(__file__).with_name("Containerfile.jinja")
 SBOM = "sbom"
 # Where a client of the server asks, and where the image has what it was made from.
 PORT, SHARE = 8000, "/opt/vllm/share/dca"
-# No user of a base image has this number.
-USER, UID = "serve", 10001
 
 
 class Containerfile(Document):
@@ -88,8 +86,10 @@ def containerfile(name: str | None, place: Place) -> Containerfile:
         packages=images.packages,
         port=PORT,
         share=SHARE,
-        user=USER,
-        uid=UID,
+        user=base_images.USER,
+        uid=base_images.UID,
+        home=base_images.HOME,
+        cache=base_images.CACHE,
     )
     return Containerfile(
         index=place.name, url=url, wheel=record.file, sha256=record.sha256, build=build, serve=serve, text=text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
+from dca.catalogue import base_images
 from dca.foundation.documents import Document
 from dca.serve.flags import Flag
 from dca.serve.gpus import Gpus
@@ -22,7 +23,6 @@ RAY_PORT = 6379
 IMAGE = "dca-serve"
 TEMPLATES = Path(__file__).with_name("templates")
 API_KEY = "VLLM_API_KEY"
-HUB_FOLDER = "/root/.cache"
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,12 @@ def docker(launch: Launch) -> str:
     """`docker run`; for several machines one command for each kind of machine."""
     lines = [
         f"# {launch.title}",
-        f"# build the image: dca serve command MODEL --format dockerfile | docker build -t {launch.image} -f - .",
+        "# build the image: dca serve command MODEL --format dockerfile > Dockerfile; its head says how",
     ]
     where = f"/models/{launch.label}" if launch.folder else launch.model
     common = ["docker", "run", "--rm", "--name", f"serve-{launch.label}"]
     common += ["--gpus", f'"device={launch.visible}"' if launch.visible else "all", "--ipc=host"]
-    mount = ["-v", f"{launch.model}:{where}:ro"] if launch.folder else ["-v", f"model-cache:{HUB_FOLDER}"]
+    mount = ["-v", f"{launch.model}:{where}:ro"] if launch.folder else ["-v", f"model-cache:{base_images.CACHE}"]
     # In a container, CUDA numbers only the GPUs that --gpus passes in.
     options = [
         word
@@ -266,7 +266,9 @@ def _others(launch: Launch) -> str:
 
 def dockerfile(launch: Launch) -> str:
     """A Dockerfile for an image with a wheel and its lock, which must be in the build context."""
-    return _rendered("Dockerfile", launch, argv=json.dumps(["vllm"]))
+    images = base_images.load()
+    serve = images.serve.format(images.pythons[0])
+    return _rendered("Dockerfile", launch, serve=serve, packages=images.packages)
 
 
 def systemd(launch: Launch) -> str:
@@ -358,7 +360,16 @@ def _rendered(template_name: str, launch: Launch, **more: object) -> str:
     )
     template.filters["quoted"] = lambda value: json.dumps(str(value), ensure_ascii=False)
     text = (TEMPLATES / f"{template_name}.jinja").read_text(encoding="utf-8")
-    return template.from_string(text).render(launch=launch, ray_port=RAY_PORT, key=API_KEY, hub=HUB_FOLDER, **more)
+    return template.from_string(text).render(
+        launch=launch,
+        ray_port=RAY_PORT,
+        key=API_KEY,
+        user=base_images.USER,
+        uid=base_images.UID,
+        home=base_images.HOME,
+        cache=base_images.CACHE,
+        **more,
+    )
 
 
 FORMATS: dict[str, Callable[[Launch], str]] = {
