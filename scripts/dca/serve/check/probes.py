@@ -353,7 +353,12 @@ def _tools(asking: Asking) -> str:
         asking.show(Flag(name="--tool-call-parser", seen="tool_choice auto was accepted"))
     _decided(answer, asking)
     remedy = identity.tools_remedy(asking.engine, accepted=not refused)
-    _right_call(answer, remedy)
+    try:
+        _right_call(answer, remedy)
+    except ProbeEnded as ended:
+        if not refused or ended.status != "undecided":
+            raise
+        raise ProbeEnded("undecided", "", f"{ended.detail}; the client named the tool: {refused}", remedy) from None
     if refused:
         raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", remedy)
     return "the model itself chose to call it"
