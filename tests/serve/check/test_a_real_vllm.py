@@ -73,8 +73,8 @@ def test_a_real_vllm_is_asked_for_everything(whole: Done, server: Vllm) -> None:
         assert named[name]["status"] == "passed", named[name]
     # Random weights do not calculate: that is the model's fault, and is told as such.
     assert (named["sense"]["status"], named["sense"]["code"]) == ("failed", "DCA-163")
-    # It has no tool flags, and says so; the remedy names both. 0.10.2 lets the client name a tool all the same, and random
-    # weights make a call of it that is cut.
+    # It has no tool flags, and says so; the remedy names both. 0.10.2 lets the client name a tool all the same, and
+    # random weights make a call of it that is cut.
     assert named["tools"]["status"] in ("refused", "undecided"), named["tools"]
     assert "--enable-auto-tool-choice --tool-call-parser" in named["tools"]["remedy"]
     # It enforces the schema, so that even random weights keep to it as far as they get.
