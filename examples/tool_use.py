@@ -10,8 +10,9 @@ of vLLM 0.10.1.1 and 0.10.2 answer that with free text as the tool's arguments.
 import argparse
 import json
 import os
+import sys
 
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 
 def get_weather(city: str) -> str:
@@ -46,9 +47,11 @@ def main() -> None:
     client = OpenAI(base_url=f"{args.url}/v1", api_key=os.environ.get("VLLM_API_KEY", "none"))
     model = args.model or client.models.list().data[0].id
     messages = [{"role": "user", "content": args.question}]
-    reply = (
-        client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256).choices[0].message
-    )
+    try:
+        answer = client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256)
+    except BadRequestError as refused:
+        sys.exit(f"The server rejects the tools: {refused.message}")
+    reply = answer.choices[0].message
     if not reply.tool_calls:
         print(f"The model did not call the tool, but answered: {reply.content}")
         return

@@ -248,6 +248,26 @@ def steps(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def dated(subject: Subject) -> Iterator[Finding]:
+    """DCA-168: a flag that the engine's version does not have, so that the server does not start."""
+    asked, version = subject.asked, subject.asked.version
+    used = {
+        "--enable-expert-parallel": asked.expert_parallel and bool(subject.shape.experts),
+        "--decode-context-parallel-size": asked.dcp > 1,
+        "--kv-cache-memory-bytes": asked.cache_gib is not None,
+        "--kv-offloading-size": asked.offload_gib is not None,
+        "--max-model-len -1": asked.unlimited,
+    }
+    for one in versions.load().flags:
+        if used.get(one.flag) and version and versions.order(version) < versions.order(one.since):
+            instead = "name the number of tokens" if asked.unlimited and " " in one.flag else "omit it"
+            yield _error(
+                "DCA-168",
+                f"vLLM {version} has no {one.flag}, which came with {one.since}: the server does not start.",
+                f"{instead}, or serve with a newer engine.",
+            )
+
+
 def _broken(shape: Shape, tp: int) -> Iterator[tuple[str, int]]:
     stored = shape.quantized
     inner = shape.expert_inner if shape.experts else shape.inner
@@ -709,6 +729,7 @@ RULES: tuple[Rule, ...] = (
     heads,
     groups,
     steps,
+    dated,
     abilities,
     kernels,
     refused,

@@ -79,11 +79,24 @@ class Era(Value):
         return self.graphs_gib * min(1.0, max(sequences, FEWEST_GRAPHS) / GRAPH_SEQUENCES)
 
 
+class Dated(Value):
+    """A flag that older versions of vLLM do not have.
+
+    Args:
+        flag: its name, with the value behind it if only that is new.
+        since: the first version that has it.
+    """
+
+    flag: Annotated[str, Field(pattern=r"^--[a-z-]+( \S+)?$")]
+    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
+
+
 class Known(Value):
     """build/gpus/engines.toml, the oldest first."""
 
     schema_: Literal["dca.engine-memory/1"] = Field(alias="schema")
     engines: Annotated[tuple[Era, ...], Field(min_length=1)]
+    flags: tuple[Dated, ...] = ()
 
 
 @cache

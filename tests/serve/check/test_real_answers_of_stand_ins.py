@@ -149,6 +149,24 @@ def test_a_stand_in_that_is_stopped_hangs_and_is_asked_nothing_more(
     assert {probe["detail"] for probe in document["probes"][6:]} == {"the server hangs since `sense`"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chat", "completion", "stream", "sense"])
+def test_a_stand_in_whose_engine_is_stopped_hangs_although_its_health_is_well(
+    serve: Serve, check: Check, name: str
+) -> None:
+    """As vLLM 0.32.0 does: its /health asks the process that listens, not the one that computes."""
+    place = serve(tricks={name: dying(scripted.hang, lambda handler, _: handler.send_body(b"", 200))})
+    document = check(place.url, "--timeout", "0.6", "--json").told
+    wrong = probe_of(document, name)
+    assert (wrong["code"], wrong["after"]) == ("DCA-160", "hangs")
+    after = document["probes"][document["probes"].index(wrong) + 1 :]
+    assert {probe["detail"] for probe in after} == {f"the server hangs since `{name}`"}
+    assert document["needles"] == []
+    # One token is asked for, in the other way, and nothing else.
+    last = [request.kind for request in place.asked if request.body][-2:]
+    assert last == [name, "chat" if name == "completion" else "completion"]
+
+
 # --- answers that were cut, and schemas ------------------------------------------------------------------------------
 
 

@@ -164,11 +164,11 @@ def calibrate(asking: Asking, asked: Range) -> Counter:
 
 
 def _tokenized(asking: Asking, sample: str, counter: Counter) -> bool:
-    """Whether /tokenize has returned a credible count for a text."""
+    """Whether /tokenize has returned a credible count for a text, or shown that no other request would."""
     try:
         tokens = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
-    except RequestFailed:
-        return False
+    except RequestFailed as failed:
+        return failed.kind in END and asking.server.state() != "answers"
     return counter.learn(len(sample), tokens.count, 0)
 
 

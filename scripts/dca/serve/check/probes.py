@@ -17,12 +17,13 @@ from dca.serve.check import figures, identity, troubles
 from dca.serve.check.answers import Answer
 from dca.serve.check.budget import Budget
 from dca.serve.check.client import Server
-from dca.serve.check.failed import LOADING, RequestFailed
+from dca.serve.check.failed import BROKEN, LOADING, RequestFailed
 from dca.serve.check.haystack import monotonous
-from dca.serve.check.values import Engine, Flag, Probe, Status
+from dca.serve.check.values import After, Engine, Flag, Probe, Status
 
 READY = "Reply with the single word: ready"
 COUNT = "One, two, three, four, five,"
+ALIVE = "One"
 SUM = "What is 17 + 25? Answer with the number alone, without any other word."
 SUMMANDS, SUM_ANSWER = (17, 25), 42
 WEATHER = "What is the weather in Lisbon right now? Use the tool."
@@ -157,7 +158,7 @@ class Asking:
         try:
             longer = self(ask, text, self.room, **more)
         except RequestFailed as failed:
-            if failed.kind in ("gone", "broken"):
+            if failed.kind in ("gone", "broken") or (failed.kind == "hung" and self.state(ask) != "answers"):
                 raise
             # Too long for the server: the first answer stands, as it does below for the budget.
             return answer
@@ -165,6 +166,29 @@ class Asking:
             return answer
         self.rambles = longer.is_cut and not longer.thought
         return longer
+
+    def state(self, hung: Callable[..., Answer] | None) -> After:
+        """Whether the engine still answers.
+
+        vLLM's /health does not ask the process that computes. So an engine that did not answer in time is asked for
+        one token, in the other way, because it may be the way that fails.
+
+        Args:
+            hung: how the request was sent that was not answered in time; None for another failure.
+        """
+        state = self.server.state()
+        if state != "answers" or hung is None:
+            return state
+        other = self.server.chat if hung == self.server.complete else self.server.complete
+        try:
+            self(other, ALIVE, 1, temperature=0)
+        except ProbeEnded:
+            return state
+        except RequestFailed as failed:
+            if failed.kind == "hung":
+                return "hangs"
+            return "ended" if failed.kind == "gone" or failed.status >= BROKEN else state
+        return state
 
     def learn(self, answer: Answer) -> None:
         """Remember what an answer shows of the model and of the server's flags."""
@@ -329,7 +353,12 @@ def _tools(asking: Asking) -> str:
         asking.show(Flag(name="--tool-call-parser", seen="tool_choice auto was accepted"))
     _decided(answer, asking)
     remedy = identity.tools_remedy(asking.engine, accepted=not refused)
-    _right_call(answer, remedy)
+    try:
+        _right_call(answer, remedy)
+    except ProbeEnded as ended:
+        if not refused or ended.status != "undecided":
+            raise
+        raise ProbeEnded("undecided", "", f"{ended.detail}; the client named the tool: {refused}", remedy) from None
     if refused:
         raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", remedy)
     return "the model itself chose to call it"
@@ -504,6 +533,7 @@ def _probe(asking: Asking, name: str) -> Probe:
     proves, ask = PROBES[name]
     started, waited = time.monotonic(), asking.waited
     result: dict[str, Any] = {"status": "passed"}
+    hung: Callable[..., Answer] | None = None
     try:
         result["detail"] = ask(asking)
     except ProbeEnded as other:
@@ -511,9 +541,11 @@ def _probe(asking: Asking, name: str) -> Probe:
     except RequestFailed as failed:
         code, detail, remedy = troubles.explain(failed)
         result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
+        if failed.kind == "hung":
+            hung = asking.server.complete if name == "completion" else asking.server.chat
     seconds = round(time.monotonic() - started - (asking.waited - waited), 3)
     wrong = result.get("code")
-    if wrong in (troubles.UNREACHABLE, troubles.PROTOCOL) and (state := asking.server.state()) != "answers":
+    if wrong in (troubles.UNREACHABLE, troubles.PROTOCOL) and (state := asking.state(hung)) != "answers":
         trouble = troubles.ended(troubles.Explanation(wrong, result["detail"], result["remedy"]), state)
         result |= {"code": trouble.code, "detail": trouble.detail, "remedy": trouble.remedy, "after": state}
     return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)
