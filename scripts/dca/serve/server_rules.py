@@ -255,7 +255,8 @@ def dated(subject: Subject) -> Iterator[Finding]:
         "--enable-expert-parallel": asked.expert_parallel and bool(subject.shape.experts),
         "--decode-context-parallel-size": asked.dcp > 1,
         "--kv-cache-memory-bytes": asked.cache_gib is not None,
-        "--kv-offloading-size": asked.offload_gib is not None,
+        # Of models with dual chunk attention, DCA-154 says the same with its reason.
+        "--kv-offloading-size": asked.offload_gib is not None and (asked.v1 or not subject.shape.dual_chunk),
         "--max-model-len -1": asked.unlimited,
     }
     for one in versions.load().flags:

@@ -36,7 +36,7 @@ ATTENTION = Kind(
     "dca-attention",
     "attention.py",
     "bsd-3-clause",
-    "Flash-attention 2 with the sparse kernels of dual chunk attention. It is compiled against torch's C++, so each "
+    "FlashAttention-2 with the sparse kernels of dual chunk attention. It is compiled against torch's C++, so each "
     "variant fits one release of torch.",
 )
 INDEX = Kind(
