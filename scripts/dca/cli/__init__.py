@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The value of dca.foundation.errors.ExitCode.INTERRUPTED, without importing it.
 INTERRUPTED = 130
+# Of commands whose interruption says nothing else.
+CONTINUES = "Partial results were removed and finished ones kept; the same command continues from there."
 # Each command is the `command` of the module with its name, which is imported only when the command is called, so that
 # `dca --help` stays quick.
 COMMANDS = {
@@ -116,14 +118,13 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "dca"
         return _say(DcaError("DCA-201", error.format_message(), remedy=f"see `{path} --help`."), as_json=as_json)
-    except (KeyboardInterrupt, click.Abort, Interrupted):
+    except (KeyboardInterrupt, click.Abort, Interrupted) as error:
         # Everything is cleaned up already, so another Ctrl-C is ignored.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        click.echo(
-            "Interrupted. Partial results were removed and finished ones kept; the same command continues from there.",
-            err=True,
-        )
+        # click puts Ctrl-C into an exception of its own.
+        said = str(error.__cause__ or "") or str(error)
+        click.echo(f"Interrupted. {said or CONTINUES}", err=True)
         return INTERRUPTED
     except DcaError as error:
         return _say(error, as_json=as_json and not error.answered)

@@ -15,7 +15,7 @@ from dca.catalogue.failures import UNKNOWN, Known
 from dca.foundation import environment as variables
 from dca.foundation import runner
 from dca.foundation.documents import Document
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, Interrupted
 
 STOP_SECONDS = 30.0
 """Time for the server to end its workers and free its GPUs when it is stopped."""
@@ -127,7 +127,12 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     log.unlink(missing_ok=True)
     # What the server keeps there, such as compiled kernels, also serves the next one.
     watched = runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS, scratch=False)
-    done = runner.run(argv, env=env, log=log, supervision=watched)
+    try:
+        done = runner.run(argv, env=env, log=log, supervision=watched)
+    except (KeyboardInterrupt, Interrupted) as interrupted:
+        # The command line says it: a server leaves no results that are continued.
+        interrupted.args = (f"The server was stopped. Its log: {log}",)
+        raise
     with log.open("rb") as stream:
         explained = logs.explain(stream, str(log))
     served = Served(
