@@ -163,13 +163,19 @@ def test_of_two_processes_that_fail_the_earlier_comes_first(scale: Callable[[int
     some = [failure for failure in fatal() if len(failure.example) < 600]
     missed = []
     count = scale(100)
+    # Of a bare `Killed`, what was killed is decided by what stands around it: here, the other one's text.
+    kills = {failure.id for failure in some if failure.id.endswith("-killed")}
+
+    def is_first(found: list[str], wanted: str) -> bool:
+        return found[:1] == [wanted] or (wanted in kills and bool(kills.intersection(found[:1])))
+
     for _ in range(count):
         one, other = chance.sample(some, 2)
         if one.id in other.consequence_of or other.id in one.consequence_of:
             continue
         text = made(one, chance, "(Worker_TP0 pid=11) ") + made(other, chance, "(Worker_TP1 pid=12) ")
         found = [known.id for known in explain(text).found]
-        if found[:1] != [one.id] or other.id not in found:
+        if not is_first(found, one.id) or (other.id not in found and other.id not in kills):
             missed.append((one.id, other.id, found))
     assert len(missed) <= count * 0.05, missed
 

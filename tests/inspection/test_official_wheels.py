@@ -153,6 +153,6 @@ def test_json_holds_what_is_wrong_and_nothing_follows_it(last: subprocess.Comple
 
 def test_the_schema_of_the_json_is_told_and_fits(last: subprocess.CompletedProcess[str], dca: RunDca) -> None:
     schema = json.loads(dca("inspect", "--schema").stdout)
-    # A wheel that is no variant does not speak of one.
-    assert set(schema["properties"]) - {"variant"} == set(json.loads(last.stdout))
+    # A wheel that is no variant does not speak of one, nor of a kernel repository's.
+    assert set(schema["properties"]) - {"variant", "kernel_variants"} == set(json.loads(last.stdout))
     assert schema["properties"]["schema"] == {"const": Inspection.SCHEMA}

@@ -196,11 +196,16 @@ def _flag(name: str, value: object) -> list[str]:
 
 def _write_tokenizer(folder: Path) -> None:
     """A tokenizer with a word for each number; a server does not start without one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordLevel({f"w{n}": n for n in range(tiny.VOCABULARY)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    words = {f"w{number}": number for number in range(tiny.VOCABULARY)}
+    parts = ("truncation", "padding", "normalizer", "post_processor", "decoder")
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        **dict.fromkeys(parts),
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w0", "eos_token": "w2"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
