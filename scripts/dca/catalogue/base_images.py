@@ -17,6 +17,11 @@ from dca.foundation.documents import Value
 USER, UID = "serve", 10001
 """Who serves in an image; no user of a base image has this number."""
 HOME = f"/home/{USER}"
+_HEALTH = (
+    "import http.client, os, sys; "
+    "server = http.client.HTTPConnection('127.0.0.1', int(os.environ['HEALTH_PORT']), timeout=15); "
+    "server.request('GET', '/health'); sys.exit(server.getresponse().status != 200)"
+)
 CACHE = f"{HOME}/.cache"
 """Where the server keeps what it downloads and compiles."""
 
@@ -49,6 +54,20 @@ class BaseImages(Value):
         every = frozenset(tag for text in tags for tag in parse_tag(text))
         return next((python for python in self.pythons if self._runs(every, requires_python, python)), "")
 
+    def prepared(self) -> str:
+        """Lines that make a base image of `serve` ready for an environment: packages, and the user who serves."""
+        packages = (
+            "# Triton compiles at run time. Debian keeps only the newest release of a package, so none is pinned.\n"
+            "# hadolint ignore=DL3008\n"
+            "RUN apt-get update \\\n"
+            f" && apt-get install -y --no-install-recommends {' '.join(self.packages)} \\\n"
+            " && rm -rf /var/lib/apt/lists/*\n"
+        )
+        return (packages if self.packages else "") + (
+            f"RUN useradd --no-log-init --create-home --user-group --uid {UID} {USER} \\\n"
+            f" && install --directory --owner={USER} --group={USER} {CACHE}"
+        )
+
     def _runs(self, tags: frozenset[Tag], requires_python: str, python: str) -> bool:
         try:
             # A tag stands for the newest release.
@@ -70,6 +89,25 @@ class BaseImages(Value):
             platform == "any"
             or re.fullmatch(r"(linux|manylinux1|manylinux2010|manylinux2014)_\w+", platform) is not None
         )
+
+
+def served(port: int) -> str:
+    """Lines that end an image: who serves in it, and how it is seen that the server is well.
+
+    Args:
+        port: that the server listens on.
+    """
+    return (
+        "# The port that the health check asks; set it if the server listens on another one.\n"
+        f"ENV HEALTH_PORT={port}\n"
+        f"USER {UID}:{UID}\n"
+        f"WORKDIR {HOME}\n"
+        f"EXPOSE {port}\n"
+        "# Loading a large model may take half an hour.\n"
+        "HEALTHCHECK --interval=30s --timeout=20s --start-period=30m --retries=10 "
+        f'CMD ["python", "-c", "{_HEALTH}"]\n'
+        'CMD ["vllm", "--help"]'
+    )
 
 
 def load(file: Path | None = None) -> BaseImages:

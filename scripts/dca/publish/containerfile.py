@@ -83,13 +83,9 @@ def containerfile(name: str | None, place: Place) -> Containerfile:
         lock=proof_of.BY_KIND[LOCK],
         sbom=proof_of.BY_KIND[SBOM],
         view=record.view or layout.ALL,
-        packages=images.packages,
-        port=PORT,
         share=SHARE,
-        user=base_images.USER,
-        uid=base_images.UID,
-        home=base_images.HOME,
-        cache=base_images.CACHE,
+        prepared=images.prepared(),
+        served=base_images.served(PORT),
     )
     return Containerfile(
         index=place.name, url=url, wheel=record.file, sha256=record.sha256, build=build, serve=serve, text=text

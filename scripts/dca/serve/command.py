@@ -268,7 +268,8 @@ def dockerfile(launch: Launch) -> str:
     """A Dockerfile for an image with a wheel and its lock, which must be in the build context."""
     images = base_images.load()
     serve = images.serve.format(images.pythons[0])
-    return _rendered("Dockerfile", launch, serve=serve, packages=images.packages)
+    served = base_images.served(launch.port)
+    return _rendered("Dockerfile", launch, serve=serve, prepared=images.prepared(), served=served)
 
 
 def systemd(launch: Launch) -> str:
@@ -364,7 +365,6 @@ def _rendered(template_name: str, launch: Launch, **more: object) -> str:
         launch=launch,
         ray_port=RAY_PORT,
         key=API_KEY,
-        user=base_images.USER,
         uid=base_images.UID,
         home=base_images.HOME,
         cache=base_images.CACHE,

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from dca.foundation import data, runner, store
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.toolchain import environments
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, real_vllm, wait_for
 
 LOCK = Path(__file__).with_name("server.txt")
 WORKER = ROOT / "tests/workers/serve_tiny.py"
@@ -98,21 +97,13 @@ def real(server_packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: process.poll() is not None or _listens(url), 300)
-        assert _listens(url), (home / "log").read_text()[-3000:]
+        wait_for(lambda: process.poll() is not None or real_vllm.answers(url), 300)
+        assert real_vllm.answers(url), (home / "log").read_text()[-3000:]
         yield Real(url, "tiny/random", python, packages, next((home / "hub").glob("models--*/snapshots/*")))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _listens(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
