@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import reference
-from dca import cli
+from dca import cli, resolve
 from dca.catalogue import failures, recipes, toolkits
 from dca.config import models
 from dca.emulation.forms import KNOWN
@@ -272,3 +272,12 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
 def test_a_command_that_does_not_exist_is_found(command: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         parse(shlex.split(command))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/publish.md"])
+def test_a_wheel_of_an_example_has_the_present_revision_of_its_patches(page: str) -> None:
+    named = set(re.findall(r"(\d+(?:\.\d+)+)\+(dca\w*)", (ROOT / page).read_text()))
+    assert named
+    for version, revision in named:
+        series = (ROOT / f"patches/vllm-{version}/series").read_text()
+        assert revision == resolve.revision(int(re.findall(r"^# revision: (\d+)$", series, re.MULTILINE)[0]))
