@@ -1,0 +1,123 @@
+"""A stand-in of a server whose answers are right: it reads them out of the prompt, as a model should."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "right/answers-1M"
+
+
+@dataclass
+class Answering:
+    """How the stand-in answers, and what it was asked.
+
+    Args:
+        url: of it.
+        cut: tokens of the prompt that it reads, like a server that truncates silently; 0 for all.
+        counts: whether it reports token counts; a token is a byte.
+        status: HTTP status of every answer to a long prompt.
+        redirect: where it sends requests instead; empty for nowhere.
+        metrics: the text of /metrics; empty for 404.
+        words: the answer to everything; empty for the right one.
+        asked: bodies of the requests to generate.
+        keys: what came as `Authorization`.
+    """
+
+    url: str = ""
+    cut: int = 0
+    counts: bool = True
+    status: int = 200
+    redirect: str = ""
+    metrics: str = ""
+    words: str = ""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+
+    def answer(self, prompt: str) -> str:
+        """What the prompt asks for."""
+        if self.words:
+            return self.words
+        if value := re.findall(r"assigned the value (\d+)", prompt):
+            return " ".join(_chain(prompt, value[-1]))
+        query = re.findall(r"for ([\w-]+) mentioned in the provided text", prompt)
+        if not query:
+            return "ready 42"
+        found = re.findall(rf"for {re.escape(query[-1])} is: ([\w-]+)\.", prompt)
+        return ", ".join(found) if found else "I do not know."
+
+
+def _chain(prompt: str, value: str) -> list[str]:
+    """The variables that hold a value, in the last text of the prompt, behind the example."""
+    text = prompt[prompt.rindex("Memorize and track") :]
+    chain = re.findall(rf"VAR (\w+) = {value}\b", text)
+    for name in chain:
+        chain += [other for other in re.findall(rf"VAR (\w+) = VAR {name}\b", text) if other not in chain]
+    return chain
+
+
+@contextmanager
+def answering(**how: Any) -> Iterator[Answering]:
+    """The stand-in for the time of a block."""
+    self = Answering(**how)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                card = {"id": MODEL, "object": "model", "root": MODEL, "max_model_len": 16384}
+                self.reply(200, {"object": "list", "data": [card]})
+            elif self.path == "/metrics" and stand_in.metrics:
+                self.reply(200, stand_in.metrics)
+            else:
+                self.reply(404, {"error": "no"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if "prompt" not in body and "messages" not in body:
+                return self.reply(404, {"error": "no"})
+            stand_in.asked.append(body)
+            stand_in.keys.append(self.headers["authorization"])
+            if stand_in.redirect:
+                return self.reply(307, {}, location=stand_in.redirect + self.path)
+            chat = "messages" in body
+            prompt = "\n".join(one["content"] for one in body["messages"]) if chat else body["prompt"]
+            if stand_in.status != 200:
+                return self.reply(stand_in.status, {"error": {"message": f"no, {self.headers['authorization']}"}})
+            read = prompt[-stand_in.cut :] if stand_in.cut else prompt
+            text = stand_in.answer(read)
+            choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            answer = {"id": "1", "created": 1, "model": MODEL, "choices": [choice]}
+            answer["object"] = "chat.completion" if chat else "text_completion"
+            if stand_in.counts:
+                tokens = len(read.encode())
+                answer["usage"] = {"prompt_tokens": tokens, "completion_tokens": 7, "total_tokens": tokens + 7}
+            return self.reply(200, answer)
+
+        def reply(self, status: int, body: Any, **headers: str) -> None:
+            content = (body if isinstance(body, str) else json.dumps(body)).encode()
+            self.send_response(status)
+            for name, value in {"content-length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    stand_in = self
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    self.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield self
+    finally:
+        server.shutdown()
+        server.server_close()
