@@ -328,7 +328,8 @@ def _names(flag: str, texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[s
 def _tried(result: ServeCheck) -> int:
     probes = sum(probe.status != "skipped" for probe in result.probes)
     scores = result.ruler.scores if result.ruler else ()
-    return probes + sum(one.outcome != "skipped" for one in (*result.needles, *scores))
+    outcomes = [*(needle.outcome for needle in result.needles), *(one.outcome for one in scores)]
+    return probes + sum(outcome != "skipped" for outcome in outcomes)
 
 
 def render(result: ServeCheck) -> str:
@@ -404,9 +405,8 @@ def _ruler(ruler: Ruler) -> list[str]:
         mark = "FAIL" if one.code else "-" if one.outcome == "skipped" else "ok"
         score = f"{one.score:6.1f}" if one.score is not None else " " * 6
         said = f"{VERDICTS[one.outcome]}{': ' if one.detail else ''}{one.detail}"
-        lines.append(
-            f"  {mark:<4}  {one.task:<{width}}  {one.length:>9,} tokens  {score}  {one.answered} of {one.samples}  {said}"
-        )
+        place = f"{one.task:<{width}}  {one.length:>9,} tokens"
+        lines.append(f"  {mark:<4}  {place}  {score}  {one.answered} of {one.samples}  {said}")
         if one.code:
             lines.append(f"        {'':<{width}}  {one.remedy}")
     lines += [f"    {one.length:>9,} tokens: {one.words}" for one in ruler.lengths]

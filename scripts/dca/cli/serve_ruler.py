@@ -87,7 +87,7 @@ def taken(
         return None
     everything = known.load()
     tasks = asked.named(everything, names)
-    lengths = asked.LENGTHS
+    lengths: tuple[int, ...] = asked.LENGTHS
     if ruler_lengths is not None:
         lengths = tuple(sorted({tokens("--ruler-lengths", word) for word in ruler_lengths.split(",")}))
         if min(lengths) < asked.SHORTEST:

@@ -20,7 +20,20 @@ from dca.serve.check.needles import Counter
 from dca.serve.check.transport import load
 from dca.serve.check.values import Cost, Engine, Flag, Load, Needle, Probe, Ruler, RulerScore, ServeCheck
 
-__all__ = ["DEPTHS", "Cost", "Engine", "Flag", "Keeper", "Limit", "Needle", "Probe", "Request", "Ruler", "ServeCheck", "check"]
+__all__ = [
+    "DEPTHS",
+    "Cost",
+    "Engine",
+    "Flag",
+    "Keeper",
+    "Limit",
+    "Needle",
+    "Probe",
+    "Request",
+    "Ruler",
+    "ServeCheck",
+    "check",
+]
 
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0

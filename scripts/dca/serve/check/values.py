@@ -301,8 +301,8 @@ def _load(before: Load, after: Load | None) -> Iterator[tuple[str, str, str]]:
     for field, name in {**names, "preemptions": "preemptions", "first_tokens": "first tokens"}.items():
         old, new = getattr(before, field), getattr(after, field, None)
         if old is not None or new is not None:
-            unit = " %" if field == "cache" else ""
-            yield name, *("" if one is None else f"{one:,.1f}{unit}" if unit else f"{one:,.0f}" for one in (old, new))
+            form = "{:,.1f} %" if field == "cache" else "{:,.0f}"
+            yield name, "" if old is None else form.format(old), "" if new is None else form.format(new)
     if (mean := _mean(before, after)) is not None:
         yield "mean time to first token during the check", "", f"{mean:,.3f} s"
 

@@ -61,9 +61,7 @@ class Begun:
             getattr(old, name) == getattr(new, name) for name in ("harness", "api", "tokenizer", "samples")
         ):
             places = {(cell.task, cell.length) for cell in self.cells}
-            self.known = tuple(
-                one for one in old.scores if one.score is not None and (one.task, one.length) in places
-            )
+            self.known = tuple(one for one in old.scores if one.score is not None and (one.task, one.length) in places)
             self.templated = old.templated
 
     def result(self, *, interrupted: bool) -> Ruler:
@@ -221,9 +219,7 @@ class _Running:
     def _skip(self, cells: Sequence[Cell], why: str) -> None:
         samples = self.begun.asked.samples
         for cell in cells:
-            self._add(
-                RulerScore(task=cell.task, length=cell.length, samples=samples, outcome="skipped", detail=why)
-            )
+            self._add(RulerScore(task=cell.task, length=cell.length, samples=samples, outcome="skipped", detail=why))
 
     def _add(self, score: RulerScore) -> None:
         self.begun.scores.append(score)
