@@ -5,13 +5,45 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+LONG, OK = 1000, 200
 MODEL = "right/answers-1M"
+WORD = re.compile(r"\w+|[^\w\s]+")
+TEMPLATE = (
+    "{% for one in messages %}<|{{ one.role }}|>\n{{ one.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def tokens(text: str) -> int:
+    """Tokens of a text: each word, and each run of other signs, is one."""
+    return len(WORD.findall(text))
+
+
+def write_tokenizer(folder: Path, *, template: bool = True) -> Path:
+    """Write a tokenizer that counts as the stand-in does; returns its folder."""
+    folder.mkdir(parents=True)
+    whole = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+    about |= {"chat_template": TEMPLATE} if template else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return folder
 
 
 @dataclass
@@ -20,14 +52,14 @@ class Answering:
 
     Args:
         url: of it.
-        cut: tokens of the prompt that it reads, like a server that truncates silently; 0 for all.
-        counts: whether it reports token counts; a token is a byte.
+        cut: words of the prompt that it reads, like a server that truncates silently; 0 for all.
+        counts: whether it reports token counts.
         status: HTTP status of every answer to a long prompt.
-        redirect: where it sends requests instead; empty for nowhere.
+        redirect: where it sends long prompts instead; empty for nowhere.
         metrics: the text of /metrics; empty for 404.
-        words: the answer to everything; empty for the right one.
-        asked: bodies of the requests to generate.
-        keys: what came as `Authorization`.
+        words: the answer to every long prompt; empty for the right one.
+        asked: bodies of the long prompts.
+        keys: what came as `Authorization` with them.
     """
 
     url: str = ""
@@ -40,17 +72,32 @@ class Answering:
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
-    def answer(self, prompt: str) -> str:
-        """What the prompt asks for."""
-        if self.words:
-            return self.words
-        if value := re.findall(r"assigned the value (\d+)", prompt):
-            return " ".join(_chain(prompt, value[-1]))
-        query = re.findall(r"for ([\w-]+) mentioned in the provided text", prompt)
-        if not query:
-            return "ready 42"
-        found = re.findall(rf"for {re.escape(query[-1])} is: ([\w-]+)\.", prompt)
-        return ", ".join(found) if found else "I do not know."
+    def read(self, prompt: str) -> str:
+        """What it reads of a prompt."""
+        begins = [one.start() for one in WORD.finditer(prompt)]
+        return prompt[begins[-self.cut] :] if 0 < self.cut < len(begins) else prompt
+
+
+def right(prompt: str) -> str:
+    """What the prompt asks for."""
+    if value := re.findall(r"assigned the value (\d+)", prompt):
+        return " ".join(_chain(prompt, value[-1]))
+    if "numbered list of words" in prompt:
+        listed = prompt[prompt.rindex("numbered list of words") : prompt.rindex("Question:")]
+        return _common(re.findall(r"\d+\. (.+?)(?= \d+\. |\n)", listed), 10)
+    if "coded words. " in prompt:
+        coded = prompt[prompt.rindex("coded words. ") + 13 : prompt.rindex("Question:")]
+        return _common([word for word in coded.split() if word != "..."], 3)
+    query = re.findall(r"for ([\w-]+) mentioned in the provided text|the number of ([\w-]+)\?", prompt)
+    if not query:
+        return "ready 42"
+    name = re.escape(next(filter(None, query[-1])))
+    found = re.findall(rf"(?:for|of) {name} is:? ([\w-]+)\.", prompt)
+    return ", ".join(found) if found else "I do not know."
+
+
+def _common(words: list[str], most: int) -> str:
+    return " ".join(word for word, _ in Counter(words).most_common(most))
 
 
 def _chain(prompt: str, value: str) -> list[str]:
@@ -81,23 +128,25 @@ def answering(**how: Any) -> Iterator[Answering]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if "prompt" not in body and "messages" not in body:
                 return self.reply(404, {"error": "no"})
-            stand_in.asked.append(body)
-            stand_in.keys.append(self.headers["authorization"])
-            if stand_in.redirect:
-                return self.reply(307, {}, location=stand_in.redirect + self.path)
             chat = "messages" in body
             prompt = "\n".join(one["content"] for one in body["messages"]) if chat else body["prompt"]
-            if stand_in.status != 200:
+            long = len(prompt) > LONG
+            if long:
+                stand_in.asked.append(body)
+                stand_in.keys.append(self.headers["authorization"])
+            if long and stand_in.redirect:
+                return self.reply(307, {}, location=stand_in.redirect + self.path)
+            if long and stand_in.status != OK:
                 return self.reply(stand_in.status, {"error": {"message": f"no, {self.headers['authorization']}"}})
-            read = prompt[-stand_in.cut :] if stand_in.cut else prompt
-            text = stand_in.answer(read)
+            seen = stand_in.read(prompt)
+            text = stand_in.words if long and stand_in.words else right(seen)
             choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
             choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             answer = {"id": "1", "created": 1, "model": MODEL, "choices": [choice]}
             answer["object"] = "chat.completion" if chat else "text_completion"
             if stand_in.counts:
-                tokens = len(read.encode())
-                answer["usage"] = {"prompt_tokens": tokens, "completion_tokens": 7, "total_tokens": tokens + 7}
+                read = tokens(seen)
+                answer["usage"] = {"prompt_tokens": read, "completion_tokens": 7, "total_tokens": read + 7}
             return self.reply(200, answer)
 
         def reply(self, status: int, body: Any, **headers: str) -> None:

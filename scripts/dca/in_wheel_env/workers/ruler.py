@@ -236,7 +236,7 @@ class Sender:
         counted, generated = counts
         answer = {"tokens": expected, "counted": counted, "generated": generated, "cut": cut, "empty": empty}
         self.answers.append(answer)
-        print(f"answered {len(self.answers)}", file=OUTPUT, flush=True)
+        print(f"\nanswered {len(self.answers)}", file=OUTPUT, flush=True)
         spread = ASKED["spread"] * expected + ASKED["template"]
         if counted is not None and not -spread <= counted - expected <= spread:
             raise Failed("miscounted", counted=counted, expected=expected)
@@ -295,10 +295,10 @@ def evaluate(tokenizer: Any, cell: dict[str, Any], told: dict[str, Any]) -> None
 
 
 def write(told: dict[str, Any]) -> None:
-    """Write a result."""
+    """Write a result. The harness leaves its own lines without an end."""
     with Path(ASKED["out"]).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(told) + "\n")
-    print("done", file=OUTPUT, flush=True)
+    print("\ndone", file=OUTPUT, flush=True)
 
 
 def run(tokenizer: Any, cell: dict[str, Any]) -> bool:

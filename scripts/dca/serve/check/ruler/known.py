@@ -57,7 +57,7 @@ class Source(Value):
     def is_in(self, folder: Path) -> bool:
         """Whether it is there: a file, or a folder that has files."""
         path = self.in_folder(folder)
-        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+        return path.is_file() or (path.is_dir() and any(not one.name.startswith(".") for one in path.iterdir()))
 
 
 class Published(Value):
