@@ -77,6 +77,19 @@ class Answering:
         begins = [one.start() for one in WORD.finditer(prompt)]
         return prompt[begins[-self.cut] :] if 0 < self.cut < len(begins) else prompt
 
+    def body(self, prompt: str, *, chat: bool, long: bool) -> dict[str, Any]:
+        """The body of a response."""
+        seen = self.read(prompt)
+        text = self.words if long and self.words else right(seen)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        answer = {"id": "1", "created": 1, "model": MODEL, "choices": [choice]}
+        answer["object"] = "chat.completion" if chat else "text_completion"
+        if self.counts:
+            read = tokens(seen)
+            answer["usage"] = {"prompt_tokens": read, "completion_tokens": 7, "total_tokens": read + 7}
+        return answer
+
 
 def right(prompt: str) -> str:
     """What the prompt asks for."""
@@ -138,15 +151,7 @@ def answering(**how: Any) -> Iterator[Answering]:
                 return self.reply(307, {}, location=stand_in.redirect + self.path)
             if long and stand_in.status != OK:
                 return self.reply(stand_in.status, {"error": {"message": f"no, {self.headers['authorization']}"}})
-            seen = stand_in.read(prompt)
-            text = stand_in.words if long and stand_in.words else right(seen)
-            choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-            answer = {"id": "1", "created": 1, "model": MODEL, "choices": [choice]}
-            answer["object"] = "chat.completion" if chat else "text_completion"
-            if stand_in.counts:
-                read = tokens(seen)
-                answer["usage"] = {"prompt_tokens": read, "completion_tokens": 7, "total_tokens": read + 7}
+            answer = stand_in.body(prompt, chat=chat, long=long)
             return self.reply(200, answer)
 
         def reply(self, status: int, body: Any, **headers: str) -> None:
