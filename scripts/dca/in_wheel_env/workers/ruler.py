@@ -112,15 +112,16 @@ class Sender:
     """Sends the harness's requests one at a time, each with a bound, a deadline and a record.
 
     Prompts are sent as text: those of token numbers the harness itself cuts to its max_length.
-
-    Args:
-        tokenizer: the model's.
-        cell: what is asked.
-        answers: receives the records.
     """
 
     def begin(self, tokenizer: Any, cell: dict[str, Any], answers: list[dict[str, Any]]) -> Any:
-        """The sender itself."""
+        """The sender itself, which is then ready.
+
+        Args:
+            tokenizer: the model's.
+            cell: what is asked.
+            answers: receives the records.
+        """
         self.own, self.cell, self.answers = tokenizer, cell, answers
         self.requests: Any = import_module("requests")
         self.session = self.requests.Session()

@@ -14,7 +14,7 @@ PATH = "/metrics"
 # A value of vLLM's, with its labels, which may hold any character in quotes, and without a time.
 _LINE = re.compile(r"^(vllm:\w+)(?:\{.{0,4000}\})?[ \t]+([0-9.eE+-]+)(?:[ \t]+[0-9]+)?\r?$", re.MULTILINE)
 # By the names of the V1 engine, and of those before it, where they differ.
-GAUGES = {
+NAMES = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
     "swapped": ("vllm:num_requests_swapped",),
@@ -50,7 +50,7 @@ def read(text: str) -> Load | None:
     for name, value in _values(text):
         found.setdefault(name, []).append(value)
     values: dict[str, float] = {}
-    for field, names in GAUGES.items():
+    for field, names in NAMES.items():
         series = next((found[name] for name in names if name in found), None)
         if series is not None:
             # The cache's use is a share.

@@ -74,7 +74,7 @@ class Begun:
         scores = (*self.scores, *later)
         published = self.asked.known.results(self.card.root or "", self.card.id, self.asked.tokenizer)
         return Ruler(
-            harness=self.asked.known.package.replace("[api,ruler]", "").replace("==", " "),
+            harness=self.asked.known.harness,
             api=self.asked.api,
             templated=self.templated,
             tokenizer=str(self.tokenizer),

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from packaging.requirements import Requirement
 from pydantic import Field, model_validator
 
 from dca.catalogue.recipes import Day, Name, RelativePath, RequirementText
@@ -102,6 +103,12 @@ class Known(Value):
         if wrong := named - {source.name for source in self.data}:
             raise ValueError(f"there is no data of the name {min(wrong)}")
         return self
+
+    @property
+    def harness(self) -> str:
+        """The harness's name and version."""
+        package = Requirement(self.package)
+        return f"{package.name} {str(package.specifier).lstrip('=')}"
 
     def task(self, name: str) -> Task:
         """The task of that name."""

@@ -47,7 +47,7 @@ def score_of(cell: Cell, outcome: Outcome, asked: Asked, server: Server) -> Rule
     if outcome.score is None or not outcome.scores or len(outcome.scores) != len(answers):
         # The harness's -1 for a length that was not run is no score.
         words = "the harness gives no score for this length"
-        return RulerScore(**about, outcome="failed", code=UNMADE, detail=words, remedy="see the harness's log.")
+        return RulerScore(**about, outcome="failed", code=UNMADE, detail=words, remedy=f"{_HARNESS_LOG}.")
     score = round(100 * outcome.score, 2)
     missing = asked.samples - len(answers)
     detail = f"{missing} of {asked.samples} texts could not be made so short" if missing else ""
@@ -84,6 +84,7 @@ def _zero(about: dict[str, Any], outcome: Outcome, server: Server, detail: str) 
     )
 
 
+_HARNESS_LOG = "run/ruler/ruler.log in the cache folder has the harness's own words"
 _LOG = troubles.LOG[0].upper() + troubles.LOG[1:]
 
 
@@ -95,7 +96,7 @@ def _failed(about: dict[str, Any], failure: Failure, server: Server) -> RulerSco
     if failure.kind == "miscounted":
         return _miscounted(about, failure)
     if failure.kind == "unmade":
-        remedy = "try a longer length, or the model's own tokenizer with --ruler-tokenizer; the harness's log has more."
+        remedy = f"try longer --ruler-lengths, or the model's own tokenizer with --ruler-tokenizer; {_HARNESS_LOG}."
         detail = f"the harness could not make or judge its texts: {words}"
         return RulerScore(**about, outcome="failed", code=UNMADE, detail=detail, remedy=remedy)
     if failure.kind == "status":
