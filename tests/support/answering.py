@@ -30,7 +30,7 @@ def tokens(text: str) -> int:
 def write_tokenizer(folder: Path, *, template: bool = True) -> Path:
     """Write a tokenizer that counts as the stand-in does; returns its folder."""
     folder.mkdir(parents=True)
-    whole = {
+    whole: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": None,

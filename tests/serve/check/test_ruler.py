@@ -173,7 +173,7 @@ def test_texts_that_could_not_be_made_are_counted() -> None:
 
 
 def test_a_score_of_zero_is_a_failure_and_shows_an_answer_without_the_key() -> None:
-    wrong = {"scores": [0.0, 0.0], "score": 0.0}
+    wrong: dict[str, Any] = {"scores": [0.0, 0.0], "score": 0.0}
     one = scored(outcome(**wrong, first={"answer": f"ask {KEY}\n\x1b[31m", "wanted": ["7007071"]}))
     assert (one.outcome, one.score, one.code) == ("zero", 0.0, "DCA-163")
     assert "all 2 answers are wrong" in one.detail

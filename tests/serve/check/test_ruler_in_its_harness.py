@@ -207,7 +207,7 @@ def test_two_tasks_run_whole_against_a_real_vllm_without_a_network(
     api: str, server: Vllm, ruled: Check, tmp_path: Path
 ) -> None:
     """Random weights score 0, which is named as that; the server itself counts the tokens that we say."""
-    words = ("--skip", f"{SHORT},sense", "--ruler", "niah_single_1,ruler_fwe", "--ruler-samples", 2)
+    words: tuple[object, ...] = ("--skip", f"{SHORT},sense", "--ruler", "niah_single_1,ruler_fwe", "--ruler-samples", 2)
     words += ("--ruler-lengths", "8192", "--ruler-api", api, "--timeout", 300, "--needle-timeout", 300)
     # The tokenizer is found where the server says that its model is.
     done = ruled(server.url, *words, "--json", "--report", tmp_path / "page.html")
