@@ -76,7 +76,7 @@ def scores(done: Done) -> dict[str, dict[str, Any]]:
     return {one["task"]: one for one in done.told["ruler"]["scores"]}
 
 
-@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("api", ["completions", pytest.param("chat", marks=pytest.mark.whole)])
 def test_a_stand_in_that_reads_the_answers_scores_100_in_every_task_without_data(
     api: str, ruled: Check, tokenizer: Path, cache: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +111,7 @@ def test_a_stand_in_that_reads_the_answers_scores_100_in_every_task_without_data
     assert done.told["ruler"]["lengths"][0]["average"] == 100.0
 
 
+@pytest.mark.whole
 def test_tasks_with_data_run_with_the_data_of_a_folder(
     ruled: Check, tokenizer: Path, cache: store.Store, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_server_that_truncates_gets_no_score_and_no_second_prompt(ruled: Check
     assert len(server.asked) == 1
 
 
+@pytest.mark.whole
 def test_prompts_and_key_do_not_follow_a_redirection(
     ruled: Check, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_prompts_and_key_do_not_follow_a_redirection(
     assert "redirects to another one" in scores(done)["niah_single_1"]["detail"]
 
 
+@pytest.mark.whole
 def test_a_text_that_cannot_be_made_ends_its_task_alone_and_a_missing_count_is_told(
     ruled: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,7 +199,7 @@ class RulerScore(Value):
         answered: texts that the server answered.
         outcome: `zero` means that every answer is wrong; `miscounted` that the server's count of a prompt's tokens is
             not that of the prompt, so that it was truncated, or the tokenizer is another one.
-        score: in percent; None unless every text was answered.
+        score: in percent; None unless every text that could be made was answered.
         tokens: of the longest prompt, by the model's tokenizer.
         counted: of the longest prompt, by the server; None if it reports no counts.
         cut: answers that were cut at their token limit; the harness allows few tokens, so most are.
