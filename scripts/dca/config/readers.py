@@ -413,6 +413,9 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
         "VLLM_NO_USAGE_STATS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
+        # Nor compile anything that is not needed to read a config.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
         "PYTHONIOENCODING": "utf-8",
     }
     done = runner.run(

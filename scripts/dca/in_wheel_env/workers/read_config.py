@@ -205,9 +205,10 @@ def few_rows(package: str, seen: dict[str, Any]) -> Iterator[None]:
     }
 
     def arange(*bounds: Any, **named: Any) -> Any:
-        if len(bounds) == 1 and bounds[0] > 1024:
-            seen["rows"] = max(seen.get("rows", 0), int(bounds[0]))
-            bounds = (ROWS,)
+        start, stop = (0, *bounds) if len(bounds) == 1 else bounds[:2]
+        if len(bounds) < 3 and stop - start > 1024:
+            seen["rows"] = max(seen.get("rows", 0), int(stop - start))
+            bounds = (start, start + ROWS)
         return whole(*bounds, **named)
 
     def recorded(original: Any) -> Any:
