@@ -20,9 +20,7 @@ SECONDS = "600"
 
 @pytest.mark.network
 @pytest.mark.whole
-def test_it_is_known_and_told_how_to_prove_it(
-    engines: Engines, tiny_chat: Path, check: Check, tmp_path: Path
-) -> None:
+def test_it_is_known_and_told_how_to_prove_it(engines: Engines, tiny_chat: Path, check: Check, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_chat, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"dual_chunk_attention_config": DUAL}))
