@@ -340,7 +340,8 @@ def merge(parts: list[Part], output: Tensor) -> None:
         output.copy_(parts[0][0])
         return
     for rows in (slice(first, first + MERGED) for first in range(0, len(output), MERGED)):
-        weights = torch.softmax(torch.stack([lse[:, rows].float() for _, lse in parts]), dim=0)
+        lses = torch.stack([lse[:, rows].float() for _, lse in parts])
+        weights = torch.softmax(lses, dim=0)
         total = torch.zeros_like(output[rows], dtype=torch.float32)
         for weight, (out, _) in zip(weights.transpose(1, 2)[..., None], parts, strict=True):
             total += weight * out[rows].float()
