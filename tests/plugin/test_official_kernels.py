@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from dca.catalogue.recipes import IndexFile
+from dca.contract import engine as running
 from dca.engines.values import Made
-from dca.foundation import store
+from dca.foundation import runner, store
 from dca.foundation.events import Silent
 from dca.sources import index
 from tests.support import ROOT, RunDca
@@ -60,3 +63,34 @@ def test_they_compute_what_the_oracle_says(
     # Accesses behind an allocation that upstream's kernels are known for are written there too, and nothing else.
     found = findings.read_text() if findings.exists() else ""
     assert all('"known"' in line for line in found.splitlines()), found
+
+
+# The modules of the wheel are linked with one function of cuBLAS that torch does not use, so that the environment's
+# stand-in of cuBLAS lacks it.
+LACKING = """
+#include <cstdlib>
+extern "C" void cublasHgemm() { std::abort(); }
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.network
+def test_the_whole_wheel_takes_the_plugin_by_itself_and_a_layer_of_it_is_right(
+    dca: RunDca, made: Made, cache: store.Store, tmp_path: Path
+) -> None:
+    """With the torch of the engine for CPUs: the wheel's modules are of the stable ABI."""
+    site = tmp_path / "site"
+    with zipfile.ZipFile(index.download(WHEEL, cache)) as wheel:
+        wheel.extractall(site)
+    running.write_distribution(tmp_path / "plugin", "vllm-dca", "0", running.entry_points())
+    (tmp_path / "lacking.cpp").write_text(LACKING)
+    lacking = tmp_path / "lacking.so"
+    words = [runner.which("g++"), "-shared", "-fPIC", tmp_path / "lacking.cpp", "-o", lacking]
+    subprocess.run(words, check=True, capture_output=True)
+    paths = (site, tmp_path / "plugin", ROOT / "build/plugin", CASES, ROOT / "scripts")
+    env = {"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", "LD_PRELOAD": str(lacking)}
+    program = (made.python, CASES / "official_wheel.py", tmp_path / "model")
+    done = dca("emulate", "--", *program, timeout=7200.0, env=env)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all right" in done.stdout
