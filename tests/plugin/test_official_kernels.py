@@ -75,7 +75,7 @@ extern "C" void cublasHgemm() { std::abort(); }
 
 @pytest.mark.whole
 @pytest.mark.network
-def test_the_whole_wheel_takes_the_plugin_by_itself_and_a_layer_of_it_is_right(
+def test_the_whole_wheel_takes_the_plugin_and_a_layer_is_right_with_a_stand_in_of_the_writer_of_the_cache(
     dca: RunDca, made: Made, cache: store.Store, tmp_path: Path
 ) -> None:
     """With the torch of the engine for CPUs: the wheel's modules are of the stable ABI."""

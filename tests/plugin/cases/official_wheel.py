@@ -1,7 +1,8 @@
 """The plugin in an official wheel of vLLM on a CUDA device: chosen without a flag, and one layer computed by it.
 
 The argument is a folder to work in. That wheel's package, the plugin with its entry point and `dca.in_wheel_env` are on
-the path. No engine is started; vLLM's own kernel writes the cache of a layer, and its flash-attention 2 attends.
+the path. No engine is started. The wheel's flash-attention 2 attends. A stand-in writes the cache, because the wheel
+has machine code alone of the kernel that does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from dca.in_wheel_env import oracle
 from dca.in_wheel_env.tiny import BASE, Tiny, make
+from vllm_dca.attention import Cache, store
 
 DUAL = {"chunk_size": 128, "local_size": 32}
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 128, 16
@@ -42,11 +44,14 @@ def layer_of(config: Any) -> tuple[Any, Any]:
     from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.rotary_embedding import get_rope
 
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(config.model_config.dtype)
     with set_current_vllm_config(config), torch.device("cuda"):
         parameters = {"rope_theta": BASE}
         rope = get_rope(DIM, 1024, rope_parameters=parameters, dual_chunk_attention_config=DUAL)
         given = {"layer_idx": 0, "dual_chunk_attention_config": DUAL}
         layer = Attention(HEADS, DIM, DIM**-0.5, num_kv_heads=KV_HEADS, prefix="model.layers.0.self_attn", **given)
+    torch.set_default_dtype(usual)
     return rope, layer
 
 
@@ -72,6 +77,15 @@ def metadata(config: Any, layer: Any, table: torch.Tensor) -> Any:
         seq_lens_cpu_upper_bound=lengths,
     )
     return builder.build(0, common)
+
+
+def stand_in(key: Any, value: Any, keys: Any, values: Any, slots: Any, dtype: str, *scales: Any) -> None:
+    """Write the cache as vLLM's kernel does, for the arguments that its own operator takes."""
+    schema = torch.ops._C_cache_ops.reshape_and_cache_flash.default._schema
+    assert [str(one.type) for one in schema.arguments] == ["Tensor"] * 5 + ["str"] + ["Tensor"] * 2
+    assert dtype == "auto"
+    assert all(scale.dtype == torch.float32 and scale.is_cuda for scale in scales)
+    store(Cache(keys, values), key, value, slots)
 
 
 def attended(config: Any, rope: Any, layer: Any) -> float:
@@ -109,9 +123,11 @@ def attended(config: Any, rope: Any, layer: Any) -> float:
 def main(folder: Path) -> None:
     """See above."""
     import vllm
+    from vllm import _custom_ops
     from vllm.platforms import current_platform
 
     config = configured(folder)
+    _custom_ops.reshape_and_cache_flash = stand_in
     assert current_platform.is_cuda()
     print(vllm.__version__, config.attention_config.backend.name, flush=True)
     assert config.attention_config.backend.name == "DUAL_CHUNK_ATTENTION"
