@@ -15,6 +15,7 @@ from tests.support import RunDca, real_vllm
 # Edges are those of a graph, which the forms before CUDA 12.3 do not know.
 SOURCE = """
 #include <cstdio>
+#include <initializer_list>
 #include <cuda_runtime_api.h>
 static void say(int error, cudaStreamCaptureStatus status) { std::printf("%d %d\\n", error, status); }
 int main() {
@@ -39,8 +40,10 @@ int main() {
 def said(found: device.RunTime, folder: Path, dca: RunDca) -> str:
     """What the program prints behind the device that stands in for a run time."""
     (folder / "program.cpp").write_text(SOURCE)
-    words = [runner.which("g++"), "-std=c++17", "-I", found.headers, folder / "program.cpp", found.library]
-    subprocess.run([*words, "-o", folder / "program"], check=True, capture_output=True)
+    # As the device itself is compiled: some headers of the compiler are no part of the run time's.
+    words = [runner.which("g++"), "-std=c++17", "-I", found.headers, "-idirafter", device.SOURCES]
+    words += [folder / "program.cpp", found.library, "-o", folder / "program"]
+    subprocess.run(words, check=True, capture_output=True)
     done = dca("emulate", "--quiet", "--cudart", found.library, "--", folder / "program", timeout=900.0)
     assert done.returncode == 0, done.stderr
     return done.stdout
