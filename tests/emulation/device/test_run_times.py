@@ -17,7 +17,8 @@ SOURCE = """
 #include <cstdio>
 #include <initializer_list>
 #include <cuda_runtime_api.h>
-static void say(int error, cudaStreamCaptureStatus status) { std::printf("%d %d\\n", error, status); }
+// By reference: the call that sets it is the other argument.
+static void say(int error, const cudaStreamCaptureStatus &status) { std::printf("%d %d\\n", error, status); }
 int main() {
   cudaStream_t made;
   cudaStreamCreate(&made);
