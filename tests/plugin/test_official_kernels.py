@@ -85,7 +85,7 @@ def test_the_whole_wheel_takes_the_plugin_and_a_layer_is_right_with_a_stand_in_o
     running.write_distribution(tmp_path / "plugin", "vllm-dca", "0", running.entry_points())
     (tmp_path / "lacking.cpp").write_text(LACKING)
     lacking = tmp_path / "lacking.so"
-    words = [runner.which("g++"), "-shared", "-fPIC", tmp_path / "lacking.cpp", "-o", lacking]
+    words: list[str | Path] = [runner.which("g++"), "-shared", "-fPIC", tmp_path / "lacking.cpp", "-o", lacking]
     subprocess.run(words, check=True, capture_output=True)
     paths = (site, tmp_path / "plugin", ROOT / "build/plugin", CASES, ROOT / "scripts")
     env = {"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", "LD_PRELOAD": str(lacking)}

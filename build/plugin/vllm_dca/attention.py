@@ -154,12 +154,16 @@ class Layout:
         parts = [_part(spans, ~chosen & (keys > 0), keys, first) for keys, first in kinds]
         arrays = [spans.positions, *(array for part in parts for array in part)]
         positions, *moved = _to_device(arrays, batch.table.device)
-        calls = [self._call(batch.table, part, moved[5 * at : 5 * at + 5], at == 0) for at, part in enumerate(parts)]
+        intra, successive, inter = (
+            self._call(batch.table, part, moved[5 * at : 5 * at + 5], at == 0) for at, part in enumerate(parts)
+        )
         return Step(
             len(positions),
             positions.long(),
             None if factors is None else sharpening(torch.from_numpy(factors).to(positions.device), self.original),
-            *calls,
+            intra,
+            successive,
+            inter,
             sparse,
             batch.table,
         )

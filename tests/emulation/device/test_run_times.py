@@ -42,7 +42,7 @@ def said(found: device.RunTime, folder: Path, dca: RunDca) -> str:
     """What the program prints behind the device that stands in for a run time."""
     (folder / "program.cpp").write_text(SOURCE)
     # As the device itself is compiled: some headers of the compiler are no part of the run time's.
-    words = [runner.which("g++"), "-std=c++17", "-I", found.headers, "-idirafter", device.SOURCES]
+    words: list[str | Path] = [runner.which("g++"), "-std=c++17", "-I", found.headers, "-idirafter", device.SOURCES]
     words += [folder / "program.cpp", found.library, "-o", folder / "program"]
     subprocess.run(words, check=True, capture_output=True)
     done = dca("emulate", "--quiet", "--cudart", found.library, "--", folder / "program", timeout=900.0)

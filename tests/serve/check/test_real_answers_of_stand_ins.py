@@ -224,7 +224,7 @@ VERSIONS = [
 
 @pytest.mark.parametrize(("version", "field", "words"), VERSIONS)
 def test_fields_and_flags_follow_the_servers_version(version: str, field: str, words: str) -> None:
-    told = Told(name="vllm", version=version, recipe=identity._recipe("vllm", version))
+    told = identity.known("vllm", version, lambda _: {})
     assert identity.structured_fields(told) == ("response_format", field)
     assert words in identity.structured_remedy(told)
     other = Told(name="llamacpp", version="b9000")

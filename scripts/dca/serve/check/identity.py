@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from packaging.version import InvalidVersion, Version
 
@@ -49,15 +49,24 @@ def of(server: Server, card: Card, deadline: float) -> Engine:
         body = None
     if isinstance(body, dict) and isinstance(body.get("version"), str):
         version = _word(server, body["version"])
-    if name != VLLM:
-        return Engine(name=name, version=version)
+    return known(name, version, lambda metric: _labels(server, metric, deadline))
+
+
+def known(name: str, version: str, labels: Callable[[str], dict[str, str]]) -> Engine:
+    """An engine with its recipe.
+
+    Args:
+        name: of the engine.
+        version: of the engine.
+        labels: of a metric of the server.
+    """
     base = version.partition("+")[0]
-    for recipe in (loaded.recipe for loaded in recipes.load_all()):
+    for recipe in (loaded.recipe for loaded in recipes.load_all() if name == VLLM):
         if recipe.engine is None:
             if recipe.base_version == base:
                 return Engine(name=name, version=version, recipe=recipe.name)
         # The engine is the same without the plugin.
-        elif recipe.engine.version == base and (told := _labels(server, _metric(recipe), deadline)):
+        elif recipe.engine.version == base and (told := labels(_metric(recipe))):
             return Engine(name=name, version=version, recipe=recipe.name, ordinary=_ordinary(told))
     return Engine(name=name, version=version)
 
