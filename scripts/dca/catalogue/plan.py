@@ -405,7 +405,8 @@ class Plan(Document):
         """Identity of what is built: two plans with the same key give the same wheel.
 
         It leaves out explanations, paths of this machine, where a pinned source comes from, how many jobs run at once,
-        the compiler cache, and what was only requested: the CUDA line and the copies.
+        the compiler cache, what was only requested (the CUDA line and the copies), and the Python: modules use the
+        limited API of one Python, and the packages that compile them have the same versions for all.
         """
         telling = {
             "choices",
@@ -426,6 +427,7 @@ class Plan(Document):
             "drivers",
         }
         machine = {
+            "python": True,
             "python_path": True,
             "host_compiler": True,
             "toolkit": {"path"},
