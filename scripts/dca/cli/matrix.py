@@ -24,7 +24,7 @@ from dca.matrix.cells import Cell
 from dca.matrix.expansion import Expansion, expand
 from dca.matrix.formats import FORMATS, Format
 from dca.matrix.running import Settings
-from dca.matrix.values import GOOD, CellResult, Outcome, Trouble, WheelResult
+from dca.matrix.values import GOOD, CellResult, Outcome, State, Trouble, WheelResult
 from dca.pipeline import gather
 from dca.publish.folder import Folder
 from dca.smoke.values import LEVELS, Level
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 # Rows of a terminal that the live table leaves to what is printed above and below it.
 SPARED_ROWS = 6
+TITLES: dict[State, str] = {
+    "failed": "Failed",
+    "elsewhere": "Planned, but not built here: something cannot be downloaded",
+    "impossible": "No plan is possible",
+}
 STYLES = {"building": "yellow", "testing": "yellow", "failed": "red", "built": "green", "unchanged": "green"}
 
 
@@ -154,8 +159,8 @@ def command(file: Path, asked: Asked, cache_dir: Path | None, output: options.Ou
     if asked.kind and expansion.wheels:
         written = jobs.jobs(expansion, jobs.Wish(file, asked.cores or 4, asked.level, asked.out))
         click.echo(formats.write(written, asked.kind, asked.out), nl=False)
-        for cell in written.impossible:
-            click.echo("\n".join(_reason(cell)), err=True)
+        if written.impossible:
+            click.echo("\n".join([TITLES["impossible"], *_reasons(written.impossible)]), err=True)
         return
     if asked.report is not None:
         documents.write(done, asked.report)
@@ -240,19 +245,18 @@ def render(done: Outcome) -> str:
     wheels = {wheel.plan: wheel for wheel in done.wheels}
     named = len({cell.plan for cell in done.cells if cell.plan})
     states = ", ".join(f"{number} {state}" for state, number in count.items())
-    lines = ["", f"{done.matrix}: {len(done.cells)} cells, {named} wheels; {states}", ""]
+    lines = ["", f"{done.matrix}: {_count(len(done.cells), 'cell')}, {_count(named, 'wheel')}; {states}", ""]
     for cell in done.cells:
         lines.append(f"  {cell.id}  {cell.state:<10} {cell.version or '-':<45} {_figures(cell, wheels)}".rstrip())
         lines.append(f"  {'':<21}{cell.options}")
-    for title, state in (("Failed", "failed"), ("Needs what cannot be downloaded here", "elsewhere")):
-        chosen = [cell for cell in done.cells if cell.state == state]
-        lines += ["", title, *(line for cell in chosen for line in _reason(cell))] if chosen else []
-    if chosen := [cell for cell in done.cells if cell.state == "impossible"]:
-        lines += ["", "No plan is possible", *(line for cell in chosen for line in _reason(cell))]
+    for state, title in TITLES.items():
+        if chosen := [cell for cell in done.cells if cell.state == state]:
+            lines += ["", title, *_reasons(chosen)]
     if done.wheels:
         compiled = sum(wheel.objects_compiled_now for wheel in done.wheels)
         size = _size(sum(wheel.bytes for wheel in done.wheels))
-        lines += ["", f"  {len(done.wheels)} wheels, {size}, {compiled} objects compiled, in {_time(done.seconds)}"]
+        wheels_made, objects = _count(len(done.wheels), "wheel"), _count(compiled, "object")
+        lines += ["", f"  {wheels_made}, {size}, {objects} compiled, in {_time(done.seconds)}"]
     if done.index:
         lines.append(f"  Published to {done.index}: {len(done.added)} new")
     return "\n".join(lines)
@@ -275,18 +279,27 @@ def _figures(cell: CellResult, wheels: dict[str, WheelResult]) -> str:
     return ", ".join(parts)
 
 
-def _reason(cell: CellResult) -> list[str]:
-    """Why a cell failed, or is not built here."""
-    trouble = cell.trouble or Trouble(code="", what="its wheel is not built here.")
-    said = f"{trouble.code}: {trouble.what} {trouble.why}" if cell.state == "failed" else trouble.reason
-    lines = [f"  {cell.id}  {cell.options}", *wrapped("            ", " ".join(said.split()))]
-    if cell.state != "failed":
-        lines[1] = lines[1].replace(" " * 12, f"   {trouble.code}: ".ljust(12), 1)
-    for known in trouble.known[:1]:
-        lines += wrapped("            Known: ", f"{known.title} ({known.id}). {known.cause} {known.remedy}")
-    if cell.state == "failed" and trouble.remedy:
-        lines += wrapped("            Next: ", " ".join(trouble.remedy.split()))
+def _reasons(chosen: Sequence[CellResult]) -> list[str]:
+    """Why cells failed, or are not built here; what is said of several of them stands there once."""
+    same: dict[Trouble, list[CellResult]] = {}
+    for cell in chosen:
+        if cell.trouble:
+            same.setdefault(cell.trouble, []).append(cell)
+    lines = []
+    for trouble, cells_of_it in same.items():
+        lines += [f"  {cell.id}  {cell.options}" for cell in cells_of_it]
+        failed = cells_of_it[0].state == "failed"
+        text = f"{trouble.what} {trouble.why}" if failed else trouble.reason
+        lines += wrapped(f"            {trouble.code}: ", " ".join(text.split()))
+        for known in trouble.known[:1]:
+            lines += wrapped("            Known: ", f"{known.title} ({known.id}). {known.cause} {known.remedy}")
+        if failed and trouble.remedy:
+            lines += wrapped("            Next: ", " ".join(trouble.remedy.split()))
     return lines
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def _time(seconds: float) -> str:

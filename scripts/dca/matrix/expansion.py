@@ -120,7 +120,7 @@ def _differences(one: Plan, other: Plan) -> list[str]:
 
 
 def _ordered(wheels: Sequence[Wheel]) -> list[Wheel]:
-    """Wheels of one recipe, of the same sources and of the same build folder come together, in the file's order."""
+    """Wheels of one recipe, and of one build folder, come together; else they keep the file's order."""
     first: dict[tuple[object, ...], int] = {}
     for number, wheel in enumerate(wheels):
         for prefix in _shared(wheel.planned.plan):
@@ -129,10 +129,10 @@ def _ordered(wheels: Sequence[Wheel]) -> list[Wheel]:
 
 
 def _shared(plan: Plan) -> list[tuple[object, ...]]:
-    """What wheels share, from the recipe to the objects, each as a prefix of the next."""
+    """What wheels share: the recipe, then the build folder and so its objects, then all sources."""
     sources = tuple((source.name, source.pin) for source in plan.sources)
     toolkit = plan.toolkit.version if plan.toolkit else ""
     # Everything that affects every object, as the build folder's identity has it.
     objects = (plan.profile, toolkit, plan.host_compiler_version, plan.torch, plan.archs, plan.ptx)
-    whole = (plan.recipe, sources, objects)
+    whole = (plan.recipe, objects, sources)
     return [whole[: length + 1] for length in range(len(whole))]

@@ -55,6 +55,7 @@ def _job(wheel: Wheel, wish: Wish) -> Job:
         plan=wheel.key,
         version=plan.version,
         here=wheel.here,
+        code=first.refusal.code if first.refusal else "",
         why=trouble_of(first.refusal).reason if first.refusal else "",
         sources=count,
         cores=cores,

@@ -185,8 +185,9 @@ class Job(Value):
         options: of that cell, as words of a command line.
         plan: identity of the wheel as planned here.
         version: of the wheel.
-        here: whether the machine that wrote this can build it too; if not, `why` says what it cannot reach.
-        why: see `here`.
+        here: whether the machine that wrote this can build it too.
+        code: error code of the reason if it cannot, because something cannot be downloaded there.
+        why: that reason.
         sources: how many sources are compiled; 0 if upstream's own CMake chooses them, or if nothing is compiled.
         cores: that the build can use.
         gib: memory that this many compilers need, from the recipe's measured figures.
@@ -199,6 +200,7 @@ class Job(Value):
     plan: str
     version: str
     here: bool
+    code: str = ""
     why: str = ""
     sources: int
     cores: int
