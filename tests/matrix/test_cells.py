@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from dca.cli import wheel
 from dca.foundation.errors import DcaError
 from dca.matrix import cells
+from tests.support import ROOT
 
 HEAD = 'schema = "dca.matrix/1"\n'
 TWO = HEAD + '[[include]]\nrecipe = ["one", "two"]\ncuda = ["12.4", "12.8"]\n'
@@ -91,6 +94,26 @@ def test_each_mistake_has_one_error_with_its_place(text: str, code: str, what: s
     assert wrong.value.code == code
     assert what in wrong.value.what
     assert wrong.value.remedy
+
+
+def test_the_documented_matrix_is_one(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/matrix.md").read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = blocks
+    # Two recipes, two CUDA versions, three lists of archs and two Pythons; without those of one table, with a plugin.
+    assert len(read(tmp_path, text)) == 24 - 6 + 1
+
+
+def test_the_documented_keys_are_those_of_the_file() -> None:
+    listed = (
+        (ROOT / "docs/matrix.md").read_text().partition("without the dashes in front:")[2].partition(". Each has")[0]
+    )
+    fields = {field.alias or name for name, field in cells.Axes.model_fields.items()}
+    assert set(re.findall(r"`([a-z-]+)`", listed)) == fields
+
+
+def test_every_key_is_an_option_of_a_build() -> None:
+    options = {option.removeprefix("--") for parameter in wheel.command.params for option in parameter.opts}
+    assert {field.alias or name for name, field in cells.Axes.model_fields.items()} < options
 
 
 def test_the_key_that_was_probably_meant_is_suggested(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_slurms_script_runs_the_cell_of_its_task_as_a_stand_in_for_dca_shows(tmp
     script = tmp_path / "matrix.sh"
     script.write_text(written("slurm"))
     # A name with a dollar stands between single quotes, on purpose.
-    checked = [BIN / "shellcheck", "--exclude", "SC2016", script]
+    checked: list[str | Path] = [BIN / "shellcheck", "--exclude", "SC2016", script]
     done = subprocess.run(checked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     head = re.findall(r"^#SBATCH (\S+)$", script.read_text(), re.MULTILINE)

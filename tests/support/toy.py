@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from tests.support import ROOT
 from tests.support.repositories import Repository
 
 NAME = "toy"
+# Its programs choose a version by themselves, so that the versions' own folders must be on PATH.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 # Their locks, which need no solving, and the torch that these are for.
 LOCKS = "vllm-0.10.2"
 KERNEL = """\
@@ -125,6 +128,19 @@ class Toy:
         (recipes / f"{NAME}.toml").write_text(RECIPE.replace("{commit}", source.commit()))
         self.source = source.path
 
+    def with_cache(self, cache: Path) -> Toy:
+        """The same copy, with another cache."""
+        other = copy.copy(self)
+        other.cache = cache
+        return other
+
+    def write(self, *tables: str) -> Path:
+        """A matrix of the toy's source, with these tables' further lines."""
+        lines = [f'[[include]]\nrecipe = "{NAME}"\nsource = "source"\n{table}\n' for table in tables]
+        file = self.folder / "m.toml"
+        file.write_text('schema = "dca.matrix/1"\n' + "".join(lines))
+        return file
+
     def words(self, *words: str | Path) -> list[str]:
         """The command line of the copy, with its cache."""
         return [sys.executable, "-m", "dca", *map(str, words), "--cache-dir", str(self.cache)]
@@ -132,7 +148,8 @@ class Toy:
     @property
     def env(self) -> dict[str, str]:
         """The variables with which Python finds the copy."""
-        return {**os.environ, "PYTHONPATH": str(self.folder / "tool/scripts")}
+        path = os.pathsep.join([*map(str, PYENV.glob("versions/3.1*/bin")), os.environ["PATH"]])
+        return {**os.environ, "PYTHONPATH": str(self.folder / "tool/scripts"), "PATH": path}
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command of the copy to its end."""

@@ -270,7 +270,9 @@ def _figures(cell: CellResult, wheels: dict[str, WheelResult]) -> str:
         if cell.state == "shared":
             parts.append("0 objects compiled")
         else:
-            parts += [_size(wheel.bytes), f"{wheel.objects_compiled_now} of {wheel.objects} objects compiled"]
+            parts.append(_size(wheel.bytes))
+            if wheel.objects:
+                parts.append(f"{wheel.objects_compiled_now} of {wheel.objects} objects compiled")
             if used := wheel.compiler_cache:
                 parts.append(f"{used.hits} of {used.hits + used.misses} parts from {used.name}")
     if proven := cell.proven:
