@@ -78,7 +78,7 @@ def test_github_takes_its_file(tmp_path: Path) -> None:
     assert [(row["cell"], row["cores"], row["gib"]) for row in rows] == [("00000001", 4, 14), ("00000002", 2, 7)]
     assert wheel["strategy"]["fail-fast"] is False
     (line,) = [step["run"] for step in wheel["steps"] if "dca matrix" in step.get("run", "")]
-    parsed(line)
+    parsed(line.replace("${{ '${{' }}", "${{"))
     assert '--cell "$CELL"' in line
 
 
@@ -103,7 +103,10 @@ def test_buildkite_takes_its_file(tmp_path: Path) -> None:
     valid("vendor.buildkite", text, tmp_path)
     steps = yaml.safe_load(text)["steps"]
     assert [step["key"] for step in steps] == ["wheel-00000001", "wheel-00000002"]
-    parsed(steps[1]["command"][1])
+    # Its agent replaces variables before a shell reads the line.
+    line = steps[1]["command"][1]
+    assert "$" not in line.replace("$$", "")
+    parsed(line.replace("$$", "$"))
 
 
 @pytest.mark.slow

@@ -231,11 +231,13 @@ def test_an_index_that_cannot_be_written_fails_after_the_wheels_are_built(
 def test_a_matrix_that_cannot_be_built_is_one_error(
     table: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = Matrix(tmp_path, capsys, f"{HEAD}[[include]]\n{table}\n").run()
-    assert status == code
-    assert said in err
-    assert "  Next: " in err
-    assert not (tmp_path / "out").exists()
+    matrix = Matrix(tmp_path, capsys, f"{HEAD}[[include]]\n{table}\n")
+    for more in ((), ("--dry-run",), ("--format", "github")):
+        status, _, err = matrix.run(*more)
+        assert status == code
+        assert said in err
+        assert "  Next: " in err
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -90,14 +90,18 @@ def test_cells_that_differ_in_python_alone_compile_nothing(toy: Toy, pythons: tu
 
 def test_a_driver_killed_while_it_compiles_goes_on(toy: Toy) -> None:
     file, out = toy.write('arch = ["8.0", "9.0"]\nwith = "more"'), toy.folder / "three"
-    process = subprocess.Popen(
-        toy.words("matrix", file, "--out", out), cwd=toy.folder, env=toy.env, stderr=subprocess.DEVNULL
-    )
-    # The second wheel's, so that the first is there.
-    assert wait_for(lambda: len(list(out.glob("*.whl"))) == 1, 300.0)
-    assert wait_for(lambda: any("/more.cu" in line for line in programs(f"{toy.cache}/build/")), 120.0)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    log = toy.folder / "killed.log"
+    with log.open("w") as stream:
+        words = toy.words("matrix", file, "--out", out)
+        process = subprocess.Popen(words, cwd=toy.folder, env=toy.env, stderr=stream, stdout=stream)
+    # Until it compiles the second wheel, when the first is there.
+    compiles = [lambda: len(list(out.glob("*.whl"))) == 1, lambda: bool(programs(f"{toy.cache}/build/"))]
+    for condition in compiles:
+        assert wait_for(lambda met=condition: met() or process.poll() is not None, 300.0), log.read_text()  # type: ignore[misc]
+        if process.poll() is not None:
+            break
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, log.read_text()
     done = toy.run("matrix", file, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert [cell.state for cell in outcome(done).cells] == ["unchanged", "built"]

@@ -224,7 +224,9 @@ def _judge(done: Outcome, asked: Asked, *, as_json: bool) -> None:
         )
     if wrong := done.unpublished:
         raise DcaError(wrong.code, wrong.what, why=wrong.why, remedy=wrong.remedy, answered=as_json)
-    if not asked.dry_run and not any(cell.state in GOOD for cell in done.cells):
+    # A plan is enough for one that is only planned, also if it is for another machine.
+    enough = ("planned", "elsewhere") if asked.dry_run else GOOD
+    if not any(cell.state in enough for cell in done.cells):
         first = next(cell.trouble for cell in done.cells if cell.trouble)
         codes = {cell.trouble.code for cell in done.cells if cell.trouble}
         raise DcaError(

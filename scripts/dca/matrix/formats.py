@@ -18,6 +18,8 @@ FORMATS: tuple[Format, ...] = ("github", "gitlab", "buildkite", "slurm", "json")
 TEMPLATES = Path(__file__).with_name("templates")
 LIMITS: dict[Format, int] = {"github": 256, "slurm": 1001}
 """How many jobs an engine takes: GitHub of one matrix, Slurm as its MaxArraySize is by default."""
+ESCAPED: dict[Format, tuple[str, str]] = {"github": ("${{", "${{ '${{' }}"), "buildkite": ("$", "$$")}
+"""What an engine replaces in a text before anything else reads it, and how it is written so that it stays."""
 OWN = ".venv/bin/dca"
 """The program in a checkout, after `make venv`."""
 
@@ -51,7 +53,7 @@ def write(jobs: Jobs, kind: Format, out: Path) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["quoted"] = _quoted
+    environment.filters["quoted"] = lambda text: _quoted(text.replace(*ESCAPED.get(kind, ("$", "$"))))
     program = '"${DCA:-dca}"' if kind == "slurm" else OWN
 
     def line(job: Job, report: str, cell: str = "") -> str:
