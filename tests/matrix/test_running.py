@@ -109,6 +109,7 @@ def test_wheels_are_built_proven_and_published_once(matrix: Matrix) -> None:
     assert (code, states(again), again.added) == (0, ["unchanged", "unchanged"], ())
     assert [cell.proven.seconds for cell in again.cells if cell.proven] == [0.0, 0.0]
     assert matrix.wheels == built
+    assert set(matrix.run("--quiet")[1].split()) == {wheel.file for wheel in first.wheels}
     # The report is on the disk too.
     (kept,) = (matrix.folder / "cache/run").glob(f"matrix-*/{running.REPORT}")
     assert states(Outcome.model_validate(json.loads(kept.read_text()))) == ["unchanged", "unchanged"]

@@ -164,7 +164,7 @@ def command(file: Path, asked: Asked, cache_dir: Path | None, output: options.Ou
         return
     if asked.report is not None:
         documents.write(done, asked.report)
-    output.show(done, render(done), always=not output.quiet)
+    output.show(done, "\n".join(wheel.file for wheel in done.wheels) if output.quiet else render(done), always=True)
     _judge(done, asked, as_json=output.as_json)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from dca.compile.compiler_cache import CacheUse
 from dca.foundation.documents import Document, Value
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import ExitCode, of_code
 from dca.smoke import Level
 
 State = Literal["planned", "building", "testing", "built", "unchanged", "shared", "failed", "elsewhere", "impossible"]
@@ -54,9 +54,9 @@ class Trouble(Value):
         return " ".join((self.why or self.what).split())
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> ExitCode:
         """The exit code of a command that fails with it."""
-        return int(DcaError(self.code, self.what).exit_code)
+        return of_code(self.code)
 
 
 class Proven(Value):
