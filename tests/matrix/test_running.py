@@ -17,6 +17,7 @@ import pytest
 
 from dca import cli, publish, smoke
 from dca.catalogue import machine, recipes
+from dca.catalogue.plan import Request
 from dca.cli import options
 from dca.cli.matrix import Board
 from dca.foundation import store
@@ -270,6 +271,26 @@ def test_jobs_name_the_cells_and_what_is_impossible_goes_to_standard_error(
     assert "DCA-309" in err
 
 
+def answer(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Every place answers the same; nothing is asked."""
+    monkeypatch.setattr(index, "probe", lambda: why)
+    for module, name in ((index, "probe_file"), (git, "probe"), (apt, "probe"), (redist, "probe")):
+        monkeypatch.setattr(module, name, lambda _: why)
+
+
+def test_a_cell_has_the_plan_that_a_build_of_its_own_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, "")
+    request = Request(recipe="vllm-0.10.2", archs=("9.0",), cuda="12.8")
+    kept = store.Store(tmp_path / "cache")
+    foreseen = gather.foresee(request, kept, gather.share([request], kept))
+    alone = gather.make_plan(request, kept).plan
+    assert foreseen.refusal is None
+    assert foreseen.planned is not None
+    assert foreseen.planned.plan == alone
+
+
 def test_places_are_probed_once_for_all_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,11 +307,7 @@ def test_places_are_probed_once_for_all_cells(
 
     for module, name in ((machine, "look"), (probing, "probe"), (gather, "world")):
         counting(module, name)
-    monkeypatch.setattr(index, "probe", lambda: "no")
-    monkeypatch.setattr(index, "probe_file", lambda _: "no")
-    monkeypatch.setattr(git, "probe", lambda _: "no")
-    monkeypatch.setattr(apt, "probe", lambda _: "no")
-    monkeypatch.setattr(redist, "probe", lambda _: "no")
+    answer(monkeypatch, "no")
     text = f'{HEAD}[[include]]\nrecipe = "vllm-0.10.2"\narch = ["8.0", "9.0"]\ncuda = ["12.4", "12.8"]\n'
     one = Matrix(tmp_path, capsys, text)
     code = cli.run([word for word in one.words("--dry-run", "--json") if word != "--offline"])
