@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError
@@ -33,6 +33,9 @@ FOLDER_SECONDS = 60.0
 INSTALL_SECONDS = 900.0
 NO_WHEEL = "no wheel of it in dist/"
 TOO_LONG = "it took too long"
+Kind = Literal["vllm", "sglang", "transformers"]
+KINDS = get_args(Kind)
+"""The engines come first, because they serve."""
 Place = Literal["rope_scaling", "rope_parameters"]
 Length = Literal["original", "extended", "either"]
 
@@ -53,7 +56,7 @@ class Reader(Value):
     schema_: Literal["dca.reader/1"] = Field(alias="schema")
     name: Name
     title: str
-    kind: Literal["vllm", "transformers"]
+    kind: Kind
     shown: bool
     """Whether `show` runs it by default."""
     recipe: Name | None = None
@@ -63,7 +66,9 @@ class Reader(Value):
     wheel: Name | None = None
     """The recipe whose wheel has the reader's own code, and whose run lock its packages."""
     without: tuple[Name, ...] = ()
-    """Packages that the lock leaves out, because the environment's own serve for reading a config."""
+    """Packages that the lock leaves out, because reading a config needs none, or the environment's own serves."""
+    stand_ins: tuple[str, ...] = ()
+    """Modules for a GPU that it imports and does not call to read a config; empty ones stand in for them."""
     oldest: str = "3.10"
     """The oldest Python that the package supports."""
     lock_date: Day = "2026-11-20"
@@ -184,8 +189,7 @@ def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
         DcaError: DCA-202 for a wrong key or value.
     """
     readers = [datafile.load(Reader, path) for path in sorted((folder or data.readers_folder()).glob("*.toml"))]
-    # The engines come first, because they serve.
-    return tuple(sorted(readers, key=lambda reader: (reader.kind != "vllm", reader.recipe is None, reader.name)))
+    return tuple(sorted(readers, key=lambda reader: (KINDS.index(reader.kind), reader.recipe is None, reader.name)))
 
 
 @cache
@@ -342,10 +346,9 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                     output=done.tail,
                     remedy=f"see {log}; after a network error, run the command again.",
                 )
-            if reader.kind == "vllm":
-                # Compiled for another torch; reading a config needs none of them.
-                for module in part.glob("vllm/**/*.so"):
-                    module.unlink()
+            # Compiled for another torch; reading a config needs none of them.
+            for module in part.glob(f"{reader.kind}/**/*.so"):
+                module.unlink()
 
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
@@ -397,6 +400,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     request = {
         "kind": installed.reader.kind,
         "paths": [str(path) for path in installed.paths],
+        "stand_ins": list(installed.reader.stand_ins),
         "folders": [str(folder.absolute()) for folder in folders],
     }
     file = scratch / f"{installed.reader.name}.json"

@@ -1,8 +1,8 @@
 """Worker in a reader's environment: prints how that reader interprets models' folders, as one line of JSON for each.
 
-Argument: a file with the request: `kind` of reader, `paths` to put in front of sys.path, `folders` to read. Lines begin
-with `READ `, because readers print as well. No weights are read: the reader's own classes are created from the config
-alone, without linear layers, and with only the first rows of the rotary table.
+Argument: a file with the request: `kind` of reader, `paths` to put in front of sys.path, packages to stand in for, and
+`folders` to read. Lines begin with `READ `, because readers print as well. No weights are read: a reader's own classes
+are created from the config alone, without linear layers, and with only the first rows of the rotary table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import __future__
 import ast
 import contextlib
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -152,6 +154,10 @@ class Enough(Exception):  # noqa: N818 - it is no error
     """The layer has created its rotary embedding; nothing more is needed."""
 
 
+VLLM_ROTARY = "vllm.model_executor.layers.rotary_embedding"
+SGLANG_ROTARY = "sglang.srt.layers.rotary_embedding"
+
+
 class Stub:
     """Replaces a layer with weights, and accepts any arguments."""
 
@@ -172,17 +178,25 @@ def find(module: str, name: str) -> Any:
     raise ImportError(f"{module} has no {name}")
 
 
+def with_submodules(package: str) -> list[types.ModuleType]:
+    """A package, or a module, and the modules in it."""
+    owner = importlib.import_module(package)
+    below = pkgutil.iter_modules(getattr(owner, "__path__", []))
+    return [owner, *(importlib.import_module(f"{package}.{module.name}") for module in below)]
+
+
 @contextlib.contextmanager
-def few_rows(seen: dict[str, Any]) -> Iterator[None]:
-    """Create tables with their first rows only, and record the number of rows and the frequencies."""
+def few_rows(package: str, seen: dict[str, Any]) -> Iterator[None]:
+    """Create tables with their first rows only, and record the number of rows and the frequencies.
+
+    Args:
+        package: with the classes of the rotary embeddings.
+        seen: where both are recorded.
+    """
     import torch
 
     whole = torch.arange
-    rotary = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
-    modules = [rotary] + [
-        importlib.import_module(f"{rotary.__name__}.{module.name}")
-        for module in pkgutil.iter_modules(getattr(rotary, "__path__", []))
-    ]
+    modules = with_submodules(package)
     owners = {
         value
         for module in modules
@@ -206,10 +220,11 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("torch.arange", arange))
-        # Choosing a kernel requires a platform, which does not exist here.
-        op = importlib.import_module("vllm.model_executor.custom_op").CustomOp
-        stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_, **__: self.forward_native))
-        stack.enter_context(mock.patch.object(op, "enabled", classmethod(lambda *_: False)))
+        if package == VLLM_ROTARY:
+            # Choosing a kernel requires a platform, which does not exist here.
+            op = importlib.import_module("vllm.model_executor.custom_op").CustomOp
+            stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_, **__: self.forward_native))
+            stack.enter_context(mock.patch.object(op, "enabled", classmethod(lambda *_: False)))
         # The embedding of dual chunk attention creates its table on the current GPU.
         stack.enter_context(mock.patch("torch.cuda.current_device", return_value=0))
         if hasattr(torch, "accelerator"):
@@ -244,11 +259,21 @@ def layer_module_name(architectures: Any) -> str:
     raise ValueError(f"this version serves none of {architectures}")
 
 
+def create(package: str, get_rope: Any, seen: dict[str, Any], *positional: Any, **named: Any) -> None:
+    """Create a rotary embedding by an engine's own `get_rope`, and record what it is like."""
+    with few_rows(package, seen):
+        rotary = get_rope(*positional, **named)
+    table = getattr(rotary, "cos_sin_cache", None)
+    # The angle of the first row is 0, and its cosine 1: the value is the factor itself.
+    seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
+    seen["embedding"] = type(rotary).__name__
+
+
 def make_rotary(whole: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Create the model's first attention layer as vLLM does; the arguments and facts of its rotary embedding."""
     module = layer_module(whole.architectures)
     # vLLM caches embeddings by their parameters and would not create an equal one again.
-    kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
+    kept = vars(importlib.import_module(VLLM_ROTARY)).get("_ROPE_DICT")
     if kept is not None:
         kept.clear()
     arguments: dict[str, Any] = {}
@@ -258,12 +283,7 @@ def make_rotary(whole: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]
         bound = inspect.signature(original).bind(*positional, **named)
         bound.apply_defaults()
         arguments.update(bound.arguments)
-        with few_rows(seen):
-            rotary = original(*positional, **named)
-        table = getattr(rotary, "cos_sin_cache", None)
-        # The angle of the first row is 0, and its cosine 1: the value is the factor itself.
-        seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
-        seen["embedding"] = type(rotary).__name__
+        create(VLLM_ROTARY, original, seen, *positional, **named)
         raise Enough
 
     original = module.get_rope
@@ -335,6 +355,11 @@ def engine_rotary(config: Any, text: Any) -> dict[str, Any]:
     except Exception:
         traceback.print_exc()
         arguments, seen = direct_rotary(config, text)
+    return created(arguments, seen)
+
+
+def created(arguments: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """The facts about a rotary embedding: what it was asked for, and what it is like."""
     asked = arguments.get("dual_chunk_attention_config")
     facts = {
         "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
@@ -377,15 +402,9 @@ def positions_factor(whole: Any) -> int | None:
 
 def direct_rotary(whole: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rotary embedding by vLLM's `get_rope`, with the arguments that its models give."""
-    package = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
+    package = importlib.import_module(VLLM_ROTARY)
     vars(package).get("_ROPE_DICT", {}).clear()
-    own = scaling(text)
-    latent = held(text, "qk_rope_head_dim")
-    head = latent or held(text, "global_head_dim") or held(text, "head_dim")
-    head = head or text.hidden_size // text.num_attention_heads
-    if latent and own.get("rope_type", own.get("type")) == "yarn":
-        # vLLM's models with latent attention ask for a type that only `get_rope` names.
-        own["rope_type"] = re.findall(r'"(\w+_yarn)"', inspect.getsource(package))[0]
+    head, own = rotary_head(text), own_scaling(text, VLLM_ROTARY)
     arguments: dict[str, Any] = {"head_size": head, "max_position": text.max_position_embeddings}
     if "rope_parameters" in inspect.signature(package.get_rope).parameters:
         arguments["rope_parameters"] = own or {"rope_theta": held(text, "rope_theta", 10000.0)}
@@ -399,11 +418,23 @@ def direct_rotary(whole: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]
     ):
         arguments["mrope_positions_factor"] = factor
     seen: dict[str, Any] = {}
-    with few_rows(seen):
-        rotary = package.get_rope(**arguments)
-    table = getattr(rotary, "cos_sin_cache", None)
-    seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
+    create(VLLM_ROTARY, package.get_rope, seen, **arguments)
     return arguments, seen
+
+
+def rotary_head(text: Any) -> int:
+    """Elements of a head that has a rotary embedding."""
+    head = held(text, "qk_rope_head_dim") or held(text, "global_head_dim") or held(text, "head_dim")
+    return int(head or text.hidden_size // text.num_attention_heads)
+
+
+def own_scaling(text: Any, package: str) -> dict[str, Any]:
+    """The scaling that an engine's models ask for: those with latent attention name YaRN as `get_rope` alone does."""
+    own = scaling(text)
+    if held(text, "qk_rope_head_dim") and own.get("rope_type", own.get("type")) == "yarn":
+        texts = "".join(inspect.getsource(module) for module in with_submodules(package))
+        own["rope_type"] = re.findall(r'"(\w+_yarn)"', texts)[0]
+    return own
 
 
 def parameters(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -497,17 +528,121 @@ def today_length(owner: Any, folder: str, config: Any, text: Any) -> int:
     )
 
 
+# --- SGLang ------------------------------------------------------------------------------------------------------
+
+
+class Anything(Stub):
+    """Whatever is asked of a package that is not here: a function, a class, a decorator, a constant."""
+
+    def __call__(self, *arguments: Any, **_: Any) -> Any:
+        """As a decorator what it is given; itself otherwise."""
+        return arguments[0] if arguments and callable(arguments[0]) else self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __class_getitem__(cls, _: Any) -> Any:
+        return cls
+
+
+class StandIn(types.ModuleType):
+    """A module of a package that is not here."""
+
+    __path__: list[str] = []
+    __version__ = "99"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules of packages that are for a GPU, which nothing calls to read a config."""
+
+    def __init__(self, packages: list[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a module of these packages."""
+        found = name.partition(".")[0] in self.packages
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        """The module that stands in."""
+        return StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run nothing: there is no code."""
+
+
+def sglang_reader() -> tuple[str, Any]:
+    """The version of SGLang, and a function that reads one folder."""
+    import torch
+
+    torch.set_default_dtype(torch.float32)
+    owner = importlib.import_module("sglang.srt.configs.model_config").ModelConfig
+    package = importlib.import_module(SGLANG_ROTARY)
+    backend = importlib.util.find_spec("sglang.srt.layers.attention.dual_chunk_flashattention_backend")
+
+    def rotary(config: Any, text: Any) -> dict[str, Any]:
+        # SGLang keeps embeddings by their parameters, and would not create an equal one again.
+        for module in with_submodules(SGLANG_ROTARY):
+            vars(module).get("_ROPE_DICT", {}).clear()
+        head, own = rotary_head(text), own_scaling(text, SGLANG_ROTARY)
+        arguments = {
+            "head_size": head,
+            "rotary_dim": head,
+            "max_position": text.max_position_embeddings,
+            "base": own.get("rope_theta") or held(text, "rope_theta", 10000),
+            "rope_scaling": own or None,
+            "partial_rotary_factor": own.get("partial_rotary_factor") or held(text, "partial_rotary_factor", 1.0),
+            "dual_chunk_attention_config": held(config, "dual_chunk_attention_config") if backend else None,
+        }
+        seen: dict[str, Any] = {}
+        create(SGLANG_ROTARY, package.get_rope, seen, **arguments)
+        return created(arguments, seen)
+
+    def read(folder: str) -> dict[str, Any]:
+        model = owner(folder, trust_remote_code=False)
+        config, text = model.hf_config, model.hf_text_config
+        facts: dict[str, Any] = {
+            "context": int(model.context_len),
+            "base": number(scaling(text).get("rope_theta", getattr(text, "rope_theta", None))),
+            "knows_dca": backend is not None,
+            "dca": None,
+            **common_scaling(text),
+        }
+        shape(text, facts)
+        try:
+            facts.update(rotary(config, text))
+        except Exception as error:
+            traceback.print_exc()
+            facts["unread"] = described(error)
+        return facts
+
+    # The package's own `__version__` may need a git checkout.
+    return importlib.metadata.version("sglang"), read
+
+
+READERS = {"transformers": transformers_reader, "vllm": vllm_reader, "sglang": sglang_reader}
+
+
 def main() -> None:
     """Read every folder of the request."""
     sys.path[:0] = REQUEST["paths"]
-    try:
-        importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        # An environment for builds has some of its files, which would pass for the package.
-        sys.modules["triton"] = None  # type: ignore[assignment]
+    sys.meta_path.insert(0, StandIns(REQUEST["stand_ins"]))
+    if "triton" not in REQUEST["stand_ins"]:
+        try:
+            importlib.metadata.version("triton")
+        except importlib.metadata.PackageNotFoundError:
+            # An environment for builds has some of its files, which would pass for the package.
+            sys.modules["triton"] = None  # type: ignore[assignment]
     os.environ.setdefault("VLLM_ATTENTION_BACKEND", "DUAL_CHUNK_FLASH_ATTN")
     try:
-        version, read = {"transformers": transformers_reader, "vllm": vllm_reader}[REQUEST["kind"]]()
+        version, read = READERS[REQUEST["kind"]]()
     except Exception as error:
         tell(broken=described(error))
         raise
