@@ -30,6 +30,7 @@ from dca.publish.folder import Folder
 from dca.smoke.values import LEVELS, Level
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.table import Table
 
@@ -154,6 +155,7 @@ def command(file: Path, asked: Asked, cache_dir: Path | None, output: options.Ou
             if asked.index is not None:
                 variants = any(wheel.planned.plan.variant is not None for wheel in expansion.wheels)
                 done = running.publish_all(done, Folder(asked.index, board.note), cache, board, variants=variants)
+                documents.write(done, running.report_file(settings, cache))
         else:
             done = running.outcome(expansion, file)
     if asked.kind and expansion.wheels:
@@ -337,7 +339,7 @@ class Board(Reporter):
             from rich.live import Live
 
             console = Console(stderr=True)
-            self._live = Live(console=console, transient=True, refresh_per_second=2, get_renderable=self._table)
+            self._live = Live(console=console, transient=True, refresh_per_second=2, get_renderable=self._view)
             self._live.start()
         else:
             self._terminal.__enter__()
@@ -390,12 +392,20 @@ class Board(Reporter):
                     self._terminal.stage(cell.state, f"{number} of {len(done.cells)}, {cell.id} {cell.version}{why}")
         self._done = done
 
+    def _view(self) -> RenderableType:
+        """The table, and below it what is done now."""
+        from rich.console import Group
+        from rich.text import Text
+
+        now = Text(f"{'':>12}  {self._now}", style="cyan", no_wrap=True, overflow="ellipsis")
+        return Group(self._table(), now) if self._done else now
+
     def _table(self) -> Table:
         """The table, with as many cells around the current one as the terminal has rows for."""
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold", caption=self._now[:100], caption_justify="left")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("", "cell", "state", "wheel", "options", "time"):
             table.add_column(name, no_wrap=True, overflow="ellipsis")
         if self._done is None or self._live is None:

@@ -196,19 +196,21 @@ def run(expansion: Expansion, settings: Settings, cache: store.Store, reporter: 
     Returns:
         The report, which is also in `matrix.json` in the run's folder, there after every change.
     """
-    folder = cache.open().folder("run", f"matrix-{_identity(settings)}")
-    progress = _Progress(outcome(expansion, settings.file), folder / REPORT, settings.changed)
+    cache.open()
+    report = report_file(settings, cache)
+    progress = _Progress(outcome(expansion, settings.file), report, settings.changed)
     progress.update()
     for wheel in expansion.wheels:
         if wheel.here:
-            _one(wheel, settings, Run(cache, reporter, folder / LOG), progress)
+            _one(wheel, settings, Run(cache, reporter, report.with_name(LOG)), progress)
     progress.update()
     return progress.outcome
 
 
-def _identity(settings: Settings) -> str:
-    """Of the run's folder: another file of the same name, or another output folder, has its own."""
-    return documents.digest([str(settings.file.resolve()), str(settings.out)])[:16]
+def report_file(settings: Settings, cache: store.Store) -> Path:
+    """Where the report of a run is kept: each file of a matrix and each output folder has its own."""
+    key = documents.digest([str(settings.file.resolve()), str(settings.out)])[:16]
+    return cache.folder("run", f"matrix-{key}") / REPORT
 
 
 def _one(wheel: Wheel, settings: Settings, run: Run, progress: _Progress) -> None:
