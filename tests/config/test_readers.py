@@ -24,6 +24,7 @@ from dca.config.rotary import Yarn
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.serve import shape
 from dca.toolchain import environments
 from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table, write
 
@@ -164,7 +165,7 @@ def test_a_length_that_is_not_the_readers_is_no_yarn_or_another(
 
 
 def check(key: str, case: Case, reading: Reading) -> None:
-    engine = KNOWN[reading.reader].kind == "vllm"
+    reader = KNOWN[reading.reader]
     dim = 2 * len(reading.inverse_frequencies)
     assert (dim, reading.base, (reading.layers, reading.heads)) == (128, case.base, case.shape), key
     formula = rotary.scaled(dim, case.base, case.yarn) if case.yarn else rotary.plain(dim, case.base)
@@ -175,12 +176,34 @@ def check(key: str, case: Case, reading: Reading) -> None:
     assert max(map(abs, ratios)) <= 1e-5, (key, ratios)
     assert reading.attention_factor == pytest.approx(case.attention, abs=1e-6), key
     assert reading.factor == pytest.approx(case.yarn.factor if case.yarn else 1.0, rel=1e-4), key
-    if engine:
+    if reader.kind != "transformers":
         assert (reading.context, reading.rows) == (case.length, case.length), key
-        assert (reading.dca is not None) == case.dca, key
+        assert (reading.dca is not None) == (case.dca and reader.wants.dual_chunk != "ignores"), key
+    if reader.kind == "vllm":
+        assert planned_length(case.folder, reading.version) == reading.context, key
     if reading.dca is not None and key in ("set-dca", "use-1m"):
         assert (reading.dca.table_layers, reading.dca.table_heads) == case.shape
         assert reading.dca.sparse
+
+
+def planned_length(folder: Path, version: str) -> int:
+    """The length that `dca serve plan` takes a version of vLLM to allow."""
+    return shape.in_engine(shape.read(str(folder))[0], version).length
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["vllm-0.32", "vllm-0.33"])
+def test_the_length_beside_yarn_is_planned_as_the_engine_takes_it(
+    name: str, cache: store.Store, tmp_path: Path
+) -> None:
+    """Models' cards add YaRN and leave max_position_embeddings; the version with the product is tested above."""
+    folders = [
+        write(tmp_path / str(length), config(rope_scaling=DOCUMENTED, max_position_embeddings=length))
+        for length in (32768, 40960, 131072)
+    ]
+    found = readers.ask(located(name, cache, None, tmp_path / "log"), folders, tmp_path)
+    assert [reading.context for reading in found] == [32768, 40960, 131072]
+    assert [planned_length(folder, found[0].version) for folder in folders] == [32768, 40960, 131072]
 
 
 def test_readers_that_do_not_scale_are_marked(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dca.config import models
 from dca.foundation import data
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, Recorded
-from dca.serve import engines, gpu_memory, gpus, plan, server_rules, shape
+from dca.serve import chart, engines, gpu_memory, gpus, plan, server_rules, shape
 from tests.support import ROOT
 from tests.support.serving import (
     ALL,
@@ -220,7 +220,7 @@ def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
     assert len(found) == len(own)
     assert found | {"DCA-150", "DCA-159"} >= {code for code in failures.load().codes if "DCA-150" <= code < "DCA-160"}
     assert [code for code in sorted(found | {"DCA-150", "DCA-159"}) if f"| {code} |" not in page] == []
-    assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-151", "DCA-157"}
+    assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-123", "DCA-151", "DCA-157"}
 
 
 # --- quantized weights ---------------------------------------------------------------------------------------------
@@ -575,6 +575,47 @@ def test_a_config_without_a_number_is_one_message(key: str, value: object, tmp_p
         planned(str(tmp_path), "4x80")
     assert refused.value.code == "DCA-205"
     assert key in refused.value.what
+
+
+CARD = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+
+
+@pytest.mark.parametrize(
+    ("version", "stated", "allowed"),
+    [
+        ("0.10.2", 40_960, 131_072),
+        ("0.29.0", 40_960, 131_072),
+        ("0.29.0", 131_072, 131_072),
+        ("0.30", 40_960, 40_960),
+        ("0.30.0", 32_768, 32_768),
+        ("0.33.0", 131_072, 131_072),
+        # The table has no more rows.
+        ("0.33.0", 262_144, 131_072),
+    ],
+)
+def test_beside_yarn_each_version_serves_its_own_length(
+    version: str, stated: int, allowed: int, tmp_path: Path
+) -> None:
+    model = folder(tmp_path, rope_scaling=CARD, max_position_embeddings=stated)
+    made = planned(model, "2xA100-80", version=version)
+    assert (made.longest, made.planned.settings.length) == (allowed, allowed)
+    assert [one.code for one in made.findings if one.code == "DCA-123"] == ["DCA-123"] * (allowed < 131_072)
+    asked = planned(model, "2xA100-80", version=version, length=131_072)
+    assert codes(asked) == ["DCA-127"] * (allowed < 131_072)
+    if allowed < 131_072:
+        assert f"use --max-model-len {allowed}; for more, write 131072 as max_position_embeddings" in str(
+            asked.errors[0].remedy
+        )
+    assert codes(planned(model, "2xA100-80", version=version, length=32_768)) == []
+
+
+def test_what_is_planned_as_documented_is_drawn_once() -> None:
+    made = planned(ORDINARY, "1xA100-80", version="0.33.0")
+    assert made.planned == made.documented
+    chosen, _ = subject(ORDINARY, "1xA100-80", version="0.33.0")
+    assert [one.title for one in chart.panels(made, chosen.shape, chosen.gpus)] == [
+        "documented settings, as planned: the GPU"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": NaN}', "\x00\xff"])

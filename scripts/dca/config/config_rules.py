@@ -331,8 +331,8 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         elif length not in (original, product):
             yield subject.warning(
                 "DCA-123",
-                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.26 serves the "
-                f"product, vLLM 0.32 and other readers the value of {LENGTH}.",
+                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.29 serves the "
+                f"product, vLLM from 0.30 on and other readers the value of {LENGTH}.",
                 f"nothing to do if the model's own file has these numbers; else write {product}.",
                 *subject.at(LENGTH),
             )

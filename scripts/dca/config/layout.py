@@ -263,7 +263,7 @@ class Layout:
 
     @property
     def context(self) -> int | None:
-        """The length that engines of vLLM up to 0.26 serve by default, in tokens: factor x original with YaRN."""
+        """The length that vLLM up to 0.29 serves by default, in tokens: factor x original with YaRN."""
         rotary, length = self.rotary[0], self.length
         factor = rotary.factor
         if factor is None or not 1 <= factor < 1 << 20:
@@ -273,6 +273,11 @@ class Layout:
         if rotary.type in MULTIPLIED and length and not self.text_type.startswith(NOT_MULTIPLIED):
             return int(length * factor)
         return length
+
+    @property
+    def stated_context(self) -> int | None:
+        """The same of vLLM from 0.30 on: with YaRN the file's own length, which has the factor already."""
+        return self.length if self.rotary[0].type == "yarn" else self.context
 
 
 def read(config: dict[str, Any]) -> Layout:

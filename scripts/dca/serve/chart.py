@@ -65,12 +65,14 @@ class Panel(Value):
 
 
 def panels(plan: ServePlan, shape: Shape, gpus: Gpus) -> tuple[Panel, ...]:
-    """The documented settings and the plan's, each for one GPU, as all GPUs hold the same."""
+    """The documented settings and the plan's where they differ, each for one GPU, as all GPUs hold the same."""
     ranks = plan.best.settings.tp * plan.best.settings.pp
     where = f"each of {ranks} GPUs" if ranks > 1 else "the GPU"
     shown = [("documented settings", plan.documented), ("as planned", plan.planned)]
     if plan.instead is not None:
         shown[1:] = [(f"as planned, {plan.instead.settings.length:,} tokens", plan.instead)]
+    elif plan.planned == plan.documented:
+        shown = [("documented settings, as planned", plan.planned)]
     return tuple(_panel(f"{title}: {where}", outcome, shape, gpus) for title, outcome in shown)
 
 

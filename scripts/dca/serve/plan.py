@@ -20,7 +20,7 @@ from dca.serve.gpus import GIB, Gpus
 from dca.serve.measured import Comparison, Measured, compare
 from dca.serve.outcome import Outcome, Settings, outcome, pages
 from dca.serve.server_rules import Asked, Subject
-from dca.serve.shape import Shape, quantized, read
+from dca.serve.shape import Shape, in_engine, quantized, read
 from dca.serve.ways import Way
 
 OFFICIAL = 1_000_000
@@ -219,8 +219,8 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     shape, gpus = subject.shape, subject.gpus
     total = gpus.memory_gib * GIB * planned.settings.tp * planned.settings.pp / 1e9
     if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
-        word = "below" if total < shape.minimum_gb else "not below"
-        yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card requires."
+        enough = "fewer than" if total < shape.minimum_gb else "enough for"
+        yield f"{total:.0f} GB of GPU memory are {enough} the {shape.minimum_gb} GB that the model's card requires."
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
     yield from _dense_notes(shape)
@@ -364,6 +364,7 @@ def subject_of(
     asked = replace(asked, v1=v1, stock=engine.stock, version=version or released)
     if engine.v1 and shape.dual_chunk:
         shape = shape.model_copy(update={"dual_chunk": False, "merged": True})
+    shape = in_engine(shape, asked.version)
     settings = Settings(length=1, batched=1)
     subject = Subject(
         shape=shape,

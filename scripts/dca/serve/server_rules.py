@@ -506,6 +506,14 @@ def length(subject: Subject) -> Iterator[Finding]:
     most = min(shape.rows, shape.length)
     if tokens <= most or shape.unlimited:
         return
+    if most == shape.stated:
+        yield _error(
+            "DCA-127",
+            f"--max-model-len {tokens}: this engine allows {most:,} tokens, the model's max_position_embeddings, and "
+            "does not multiply them by YaRN's factor.",
+            f"use --max-model-len {most}; for more, {_state(min(tokens, shape.rows))}",
+        )
+        return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
     if shape.dual_chunk or shape.merged:
         yield _error(
@@ -525,6 +533,22 @@ def length(subject: Subject) -> Iterator[Finding]:
     else:
         more = "a model that supports longer texts"
     yield _error("DCA-127", f"{what}.", f"use --max-model-len {most}; for more tokens, use {more}.")
+
+
+def stated(subject: Subject) -> Iterator[Finding]:
+    """DCA-123: max_position_embeddings without YaRN's factor, in an engine that does not multiply it."""
+    shape = subject.shape
+    if 0 < shape.stated < shape.rows and shape.length == shape.stated and not subject.asked.length:
+        yield _warning(
+            "DCA-123",
+            f"this engine serves {shape.stated:,} tokens, the model's max_position_embeddings, and not the "
+            f"{shape.rows:,} of YaRN's factor x original, which vLLM up to 0.29 served.",
+            f"to serve them, {_state(shape.rows)}",
+        )
+
+
+def _state(tokens: int) -> str:
+    return f"write {tokens} as max_position_embeddings in config.json; `dca config check` names the line."
 
 
 def lists(subject: Subject) -> Iterator[Finding]:
@@ -737,6 +761,7 @@ RULES: tuple[Rule, ...] = (
     plugin,
     variables,
     length,
+    stated,
     lists,
     stored,
     classes,

@@ -18,6 +18,7 @@ from dca.foundation import hub
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.serve import layers as kinds
+from dca.serve import versions
 from dca.serve.layers import Layers
 
 # The backend's defaults, for configs without these keys.
@@ -124,6 +125,7 @@ class Shape(Value):
         rows: rows of the rotary table, one for each position.
         tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
+        stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
         local_size: local_size of dual chunk attention, in tokens.
@@ -164,6 +166,7 @@ class Shape(Value):
     rows: int
     tables: int = 0
     length: int
+    stated: int = 0
     original: int = 0
     chunk_size: int = 0
     local_size: int = 0
@@ -352,6 +355,7 @@ def shape_of(
         rows=rows if dual else found.context or rows,
         tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
+        stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
         chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
@@ -371,6 +375,13 @@ def shape_of(
         unknown=(*layers.unknown, *(f"images or sound ({key})" for key, tower in towers if not tower.weights)),
     )
     return shape if layers.groups == (_uniform(shape),) else shape.model_copy(update={"groups": layers.groups})
+
+
+def in_engine(shape: Shape, version: str) -> Shape:
+    """A model with the length that a version of vLLM allows."""
+    if shape.stated and versions.order(version) >= versions.order(versions.load().stated_lengths):
+        return shape.model_copy(update={"length": shape.stated})
+    return shape
 
 
 def quantized(method: str, shape: Shape) -> Shape:

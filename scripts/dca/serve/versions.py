@@ -95,6 +95,8 @@ class Known(Value):
     """build/gpus/engines.toml, the oldest first."""
 
     schema_: Literal["dca.engine-memory/1"] = Field(alias="schema")
+    stated_lengths: Annotated[str, Field(alias="stated_lengths_from", pattern=r"^\d+(\.\d+)+$")]
+    """The first version that takes max_position_embeddings beside YaRN as it is."""
     engines: Annotated[tuple[Era, ...], Field(min_length=1)]
     flags: tuple[Dated, ...] = ()
 
@@ -110,8 +112,12 @@ def load(path: Path | None = None) -> Known:
 
 
 def order(version: str) -> tuple[int, ...]:
-    """A version's release numbers, to compare: (0, 31, 0, 1) for 0.31.0.1; () without any."""
-    return tuple(int(number) for number in re.findall(r"\d+", (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]))
+    """A version's release numbers, to compare: (0, 31, 0, 1) for 0.31.0.1, (0, 30) for 0.30.0; () without any."""
+    stated = (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]
+    numbers = [int(number) for number in re.findall(r"\d+", stated)]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def of(version: str) -> Era:
