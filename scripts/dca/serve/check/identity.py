@@ -10,6 +10,7 @@ from packaging.version import InvalidVersion, Version
 
 from dca.catalogue import recipes
 from dca.serve import engines
+from dca.serve.check import metrics
 from dca.serve.check.answers import Card
 from dca.serve.check.client import Server
 from dca.serve.check.failed import RequestFailed
@@ -30,7 +31,6 @@ LABELS = {
     "num_gpu_blocks_override": "--num-gpu-blocks-override",
     "num_gpu_blocks": "num_gpu_blocks",
 }
-METRICS = "/metrics"
 
 
 def of(server: Server, card: Card, deadline: float) -> Engine:
@@ -65,14 +65,14 @@ def _recipe(name: str, version: str) -> str:
     return next((recipe.name for recipe in known if recipe.base_version == base), "")
 
 
-def flags(server: Server, engine: Engine, cards: list[Card], deadline: float) -> tuple[Flag, ...]:
+def flags(server: Server, engine: Engine, cards: list[Card], measured: str) -> tuple[Flag, ...]:
     """What shows of the server's settings before anything is generated.
 
     Args:
         server: the server.
         engine: what serves the model.
         cards: the server's list of models.
-        deadline: seconds for the request.
+        measured: the text of the server's metrics; empty without any.
     """
     seen = "/v1/models"
     card = next((card for card in cards if card.id == server.model), None)
@@ -84,7 +84,7 @@ def flags(server: Server, engine: Engine, cards: list[Card], deadline: float) ->
     if server.key:
         found.append(Flag(name="--api-key", seen="--api-key-env"))
     if engine.name == VLLM:
-        found += _metrics(server, deadline)
+        found += _metrics(server, measured)
     return tuple(found)
 
 
@@ -96,16 +96,12 @@ def names_of(name: str, cards: list[Card]) -> list[str]:
     return [card.id for card in cards if (card.root, card.parent) == (mine.root, mine.parent)]
 
 
-def _metrics(server: Server, deadline: float) -> Iterator[Flag]:
-    try:
-        text = server.text_of(METRICS, deadline)
-    except RequestFailed:
-        return
+def _metrics(server: Server, text: str) -> Iterator[Flag]:
     labels = re.search(r"^vllm:cache_config_info\{([^}\n]{0,4000})\}", text, re.MULTILINE)
     values = dict(re.findall(r'(\w+)="([\w.:/+-]{1,40})"', labels[1])) if labels else {}
     for label, flag in LABELS.items():
         if (value := values.get(label, "None")) != "None":
-            yield Flag(name=flag, value=server.hide(value), seen=METRICS)
+            yield Flag(name=flag, value=server.hide(value), seen=metrics.PATH)
 
 
 def _version(engine: Engine) -> Version | None:
