@@ -20,6 +20,7 @@ from dca.emulation import known
 from dca.engines import values as cpu_engines
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus, versions
+from dca.serve.check.ruler import known as ruler
 
 LOADERS: tuple[Callable[[], object], ...] = (
     recipes.load_all,
@@ -39,6 +40,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     engines.load_all,
     gpus.load,
     versions.load,
+    ruler.load,
 )
 
 

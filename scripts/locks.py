@@ -29,6 +29,7 @@ from dca.config import readers
 from dca.engines import values as engines
 from dca.engines.values import Engine
 from dca.foundation import archives, data, runner, store
+from dca.serve.check.ruler import known as ruler
 from dca.sources import index
 from dca.toolchain import environments, lockfile
 
@@ -241,6 +242,15 @@ def cache_locks(cache: store.Store, scratch: Path) -> None:
             solve([inputs], data.cache_lock(compiler_cache.name), cache, before="")
 
 
+def ruler_lock(cache: store.Store, scratch: Path) -> None:
+    """The packages of the harness that has RULER's tasks."""
+    known = ruler.load()
+    inputs = scratch / "ruler.in"
+    inputs.write_text("\n".join([known.package, *known.also]) + "\n")
+    data.ruler_lock().parent.mkdir(exist_ok=True)
+    solve([inputs], data.ruler_lock(), cache, before=known.lock_date)
+
+
 def main() -> None:
     """Solve the locks of all recipes, or of the named ones."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -249,6 +259,7 @@ def main() -> None:
     parser.add_argument("--readers", action="store_true", help="also solve the locks of the readers of config.json")
     parser.add_argument("--engines", action="store_true", help="also solve the locks of engines that run on a CPU")
     parser.add_argument("--caches", action="store_true", help="also solve the locks of the compiler caches")
+    parser.add_argument("--ruler", action="store_true", help="also solve the lock of RULER's harness")
     parser.add_argument("--tool", action="store_true", help="also solve dca's own locks, with the newest versions")
     arguments = parser.parse_args()
     sources = dict(text.split("=", 1) for text in arguments.source)
@@ -261,6 +272,8 @@ def main() -> None:
             solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
         if arguments.caches:
             cache_locks(cache, Path(folder))
+        if arguments.ruler:
+            ruler_lock(cache, Path(folder))
         if arguments.engines:
             engine_locks(cache, Path(folder))
         if arguments.readers:

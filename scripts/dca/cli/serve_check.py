@@ -6,18 +6,19 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dca.cli import options
+from dca.cli import options, serve_ruler
 from dca.cli.packing import packed
 from dca.config import plot
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, Interrupted
 from dca.serve import check as engine
-from dca.serve.check import Keeper, Request, ServeCheck, heat
+from dca.serve.check import Keeper, Request, Ruler, ServeCheck, heat
 from dca.serve.check.budget import limit_of
 from dca.serve.check.probes import PROBES
 from dca.serve.check.report import render as render_page
@@ -28,6 +29,13 @@ MOST_CELLS = 1000
 MOST_SHOWN = 5
 BLANK = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 SECONDS = click.FloatRange(0.01, 10**6)
+VERDICTS = {
+    "scored": "scored",
+    "zero": "all wrong",
+    "miscounted": "miscounted",
+    "failed": "failed",
+    "skipped": "not run",
+}
 MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "undecided": "?", "skipped": "-"}
 
 
@@ -63,6 +71,7 @@ def _request(
     """
     if not model.isprintable():
         raise DcaError("DCA-201", "--model holds characters that cannot be printed.", remedy="check the name.")
+    bench = {name: others.pop(name) for name in list(others) if name.startswith("ruler")}
     asked = Request(
         url=url,
         model=model,
@@ -73,6 +82,7 @@ def _request(
         skipped=_names("--skip", skipped, (*PROBES, engine.NEEDLES)),
         needed=_names("--need", needed, tuple(PROBES)),
         limit=limit_of(max_cost, price),
+        ruler=serve_ruler.taken(_tokens, **bench),
         **others,
     )
     if contradicting := set(asked.skipped) & set(asked.needed):
@@ -149,6 +159,7 @@ def _request(
     click.option(
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed for the test prompts."
     ),
+    *serve_ruler.OPTIONS,
 )
 @click.option("--plot", "picture", type=options.FILE, help="Draw the heat map: .svg or .png.")
 @click.option("--report", type=options.FILE, help="Also write the result to this file, as an HTML page.")
@@ -167,8 +178,9 @@ def check(
     """Test on a running OpenAI-compatible server everything that clients of a long-context model rely on.
 
     URL is such as http://HOST:8000. Short requests come first: models, chat, completion, streaming, sampling, tool
-    call, structured output. Then come prompts of growing length with one fact in them, at several depths. Exit 1 when
-    a test failed. An interrupted check is continued by the same command.
+    call, structured output. Then come prompts of growing length with one fact in them, at several depths, and, with
+    --ruler, tasks of the benchmark RULER. Exit 1 when a test failed. An interrupted check is continued by the same
+    command.
     """
     check_picture(picture)
     options.check_writable("--report", report)
@@ -179,7 +191,8 @@ def check(
     kept = _Kept(options.open_cache(cache_dir).open(), restart=restart)
     try:
         with output.terminal() as reporter:
-            result = engine.check(asked, reporter, Keeper(kept.keep, kept.earlier))
+            harness = partial(serve_ruler.prepare, kept.cache, reporter)
+            result = engine.check(asked, reporter, Keeper(kept.keep, kept.earlier, harness))
     except (KeyboardInterrupt, Interrupted):
         if kept.last is not None:
             output.show(kept.last, render(kept.last))
@@ -193,9 +206,10 @@ def check(
         # That the engine ended explains more than what went wrong before.
         wrong = sorted(result.troubles, key=lambda trouble: trouble.code != UNREACHABLE)
         first, rest = wrong[0], len(wrong) - MOST_SHOWN
+        tests = "requests and tasks" if result.ruler else "requests"
         raise DcaError(
             first.code,
-            f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} requests failed.",
+            f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} {tests} failed.",
             why="\n".join(f"{trouble.place}: {trouble.detail}" for trouble in wrong[:MOST_SHOWN])
             + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=first.remedy,
@@ -313,7 +327,9 @@ def _names(flag: str, texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[s
 
 def _tried(result: ServeCheck) -> int:
     probes = sum(probe.status != "skipped" for probe in result.probes)
-    return probes + sum(needle.outcome != "skipped" for needle in result.needles)
+    scores = result.ruler.scores if result.ruler else ()
+    outcomes = [*(needle.outcome for needle in result.needles), *(one.outcome for one in scores)]
+    return probes + sum(outcome != "skipped" for outcome in outcomes)
 
 
 def render(result: ServeCheck) -> str:
@@ -343,10 +359,13 @@ def render(result: ServeCheck) -> str:
         ]
         lines += [f"    {row}" for row in heat.text(result)]
         lines += ["", *_speeds(result)]
+    if result.ruler:
+        lines += ["", *_ruler(result.ruler)]
+    lines += ["", *_load(result)]
     cost = result.cost
     money = f", {cost.money:.2f} at the prices given" if cost.money is not None else ""
     tokens = f"{cost.prompt_tokens:,} tokens in, {cost.answer_tokens:,} out"
-    lines += ["", f"  cost        {cost.requests} requests, {tokens}, {cost.seconds:.1f} s{money}"]
+    lines += [f"  cost        {cost.requests} requests, {tokens}, {cost.seconds:.1f} s{money}"]
     lines += [f"  not proven  {text}" for text in result.not_proven]
     lines.append(f"  verdict     {result.verdict}")
     return "\n".join(lines)
@@ -374,6 +393,34 @@ def _speeds(result: ServeCheck) -> list[str]:
                 words.append(f"{_span(outward, '')} out")
             lines.append(f"    {heat.tokens(length):>9}  {', '.join(words)}")
     return lines
+
+
+def _ruler(ruler: Ruler) -> list[str]:
+    """RULER's scores, failures first."""
+    where = f"/v1/{'chat/completions' if ruler.api == 'chat' else 'completions'}"
+    where += " without a chat template" if ruler.templated is False else ""
+    lines = [f"  RULER ({ruler.harness}, {ruler.samples} texts each, {where}): score in percent", ""]
+    width = max((len(one.task) for one in ruler.scores), default=0)
+    for one in ruler.ordered:
+        mark = "FAIL" if one.code else "-" if one.outcome == "skipped" else "ok"
+        score = f"{one.score:6.1f}" if one.score is not None else " " * 6
+        said = f"{VERDICTS[one.outcome]}{': ' if one.detail else ''}{one.detail}"
+        place = f"{one.task:<{width}}  {one.length:>9,} tokens"
+        lines.append(f"  {mark:<4}  {place}  {score}  {one.answered} of {one.samples}  {said}")
+        if one.code:
+            lines.append(f"        {'':<{width}}  {one.remedy}")
+    lines += [f"    {one.length:>9,} tokens: {one.words}" for one in ruler.lengths]
+    if ruler.source:
+        lines.append(f"    published: {ruler.source}")
+    return lines
+
+
+def _load(result: ServeCheck) -> list[str]:
+    """What the engine's metrics reported."""
+    if result.before is None:
+        return ["  load        /metrics: not offered"]
+    words = [f"{name} {' -> '.join(filter(None, values))}" for name, *values in result.load]
+    return [f"  load        {', '.join(words)}{'' if result.after else ' (before the check alone)'}"]
 
 
 def _span(values: list[float], unit: str) -> str:

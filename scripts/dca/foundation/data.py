@@ -93,6 +93,16 @@ def engine_lock(engine: str) -> Path:
     return data_root() / "build" / "locks" / "engines" / f"{engine}.txt"
 
 
+def ruler_file() -> Path:
+    """What is known of the benchmark RULER."""
+    return data_root() / "build" / "ruler" / "ruler.toml"
+
+
+def ruler_lock() -> Path:
+    """The packages of the environment in which RULER's tasks run."""
+    return data_root() / "build" / "locks" / "ruler" / "run.txt"
+
+
 def caches_folder() -> Path:
     """One TOML file per compiler cache."""
     return data_root() / "build" / "caches"

@@ -632,6 +632,7 @@ def test_story_c3_a_server_with_a_key_and_a_name_of_its_own_is_asked_as_its_clie
         "/v1/completions",
         "/tokenize",
         "/version",
+        "/metrics",
     }
 
 

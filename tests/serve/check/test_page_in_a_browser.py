@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dca.serve.check import Engine, Flag, Needle, Probe, ServeCheck, report
+from dca.serve.check import Engine, Flag, Needle, Probe, Ruler, ServeCheck, report
 from dca.serve.check.probes import PROBES
-from dca.serve.check.values import Outcome
+from dca.serve.check.values import Load, Outcome, RulerLength, RulerScore, Verdict
 from tests.support.browser import measured, needs_chromium
 
 pytestmark = [pytest.mark.whole, needs_chromium]
@@ -31,6 +31,39 @@ def needle(length: int, depth: float, outcome: Outcome) -> Needle:
         first_token=12.5,
         prefill_speed=1234.5,
         decode_speed=45.6,
+    )
+
+
+VERDICTS: tuple[Verdict, ...] = ("scored", "zero", "miscounted", "failed", "skipped")
+
+
+def ruler() -> Ruler:
+    """Tasks with every verdict, and long words."""
+    detail = f"all 500 answers are wrong; the first is '{'a-very-long-word-' * 6}', expected was 7007071"
+    scores = [
+        RulerScore(
+            task="niah_multikey_1",
+            length=131072,
+            samples=500,
+            answered=500,
+            outcome=verdict,
+            score={"scored": 97.5, "zero": 0.0}.get(verdict),
+            code="" if verdict in ("scored", "skipped") else "DCA-163",
+            detail="" if verdict == "scored" else detail,
+            remedy=REMEDY,
+            tokens=131000,
+        )
+        for verdict in VERDICTS
+    ]
+    return Ruler(
+        harness="lm-eval 0.4.13",
+        api="completions",
+        templated=True,
+        tokenizer="/a/folder/" + "with-a-long-name-" * 8,
+        samples=500,
+        scores=tuple(scores),
+        lengths=(RulerLength(length=131072, tasks=2, average=48.75, published=92.2),),
+        source="https://example.org/" + "a-long-path/" * 12,
     )
 
 
@@ -62,6 +95,9 @@ def result(depths: tuple[float, ...] = (0, 25, 50, 75, 100)) -> ServeCheck:
         needles=tuple(needle(*place, OUTCOMES[number % len(OUTCOMES)]) for number, place in enumerate(grid)),
         lengths=lengths,
         depths=depths,
+        ruler=ruler(),
+        before=Load(running=0, cache=0.1, preemptions=0),
+        after=Load(running=1, waiting=2, cache=99.5, preemptions=3, first_tokens=40, first_token_seconds=900.0),
         verdict="at 4,096 tokens, depth 25 %, the answer does not contain 3896467; no length passed at every depth.",
         not_proven=("prompts from 524,288 to the 1,010,000 tokens that the server reports", "tools: omitted by --skip"),
     )

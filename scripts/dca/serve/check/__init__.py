@@ -11,16 +11,29 @@ from typing import Any
 from dca import __version__
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.serve.check import identity, needles, probes, troubles
+from dca.serve.check import identity, metrics, needles, probes, ruler, troubles
 from dca.serve.check.answers import Card
 from dca.serve.check.budget import Budget, Limit
 from dca.serve.check.client import Server, base_of
 from dca.serve.check.failed import RequestFailed
 from dca.serve.check.needles import Counter
 from dca.serve.check.transport import load
-from dca.serve.check.values import Cost, Engine, Flag, Needle, Probe, ServeCheck
+from dca.serve.check.values import Cost, Engine, Flag, Load, Needle, Probe, Ruler, RulerScore, ServeCheck
 
-__all__ = ["DEPTHS", "Cost", "Engine", "Flag", "Keeper", "Limit", "Needle", "Probe", "Request", "ServeCheck", "check"]
+__all__ = [
+    "DEPTHS",
+    "Cost",
+    "Engine",
+    "Flag",
+    "Keeper",
+    "Limit",
+    "Needle",
+    "Probe",
+    "Request",
+    "Ruler",
+    "ServeCheck",
+    "check",
+]
 
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0
@@ -53,6 +66,7 @@ class Request:
         no_thinking: whether to ask the model not to reason.
         limit: limit on the check's cost.
         seed: seed of the texts.
+        ruler: RULER's tasks; None to omit them.
     """
 
     url: str
@@ -69,9 +83,10 @@ class Request:
     no_thinking: bool = False
     limit: Limit = field(default_factory=Limit)
     seed: int = 0
+    ruler: ruler.Asked | None = None
 
 
-NEEDLES = "needles"
+NEEDLES, RULER = "needles", "ruler"
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,12 @@ class Keeper:
     Args:
         keep: called with the result so far after each request; it is `interrupted` until the check has ended.
         earlier: the kept result of the same server, model and seed (as `ServeCheck` has them); None without one.
+        harness: the environment that runs RULER's tasks; called once if they are asked for.
     """
 
     keep: Callable[[ServeCheck], None] = lambda _: None
     earlier: Callable[[str, str, int], ServeCheck | None] = lambda *_: None
+    harness: Callable[[], ruler.Harness] | None = None
 
 
 def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> ServeCheck:
@@ -100,7 +117,7 @@ def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> S
 
     Raises:
         DcaError: DCA-160 when nothing answers at the URL or the key is rejected, DCA-201 for an invalid URL or model,
-            DCA-103 without the client library.
+            DCA-103 without the client library; DCA-407 when RULER's harness cannot be installed.
     """
     load()
     keeper = keeper or Keeper()
@@ -111,10 +128,13 @@ def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> S
     names = [name for name in probes.PROBES if name not in asked.skipped]
     reporter.stage("requests", f"{server.shown}: {len(names) + 1} short requests")
     first, card, cards = _models(asking, asked)
+    tasks = _tasks(asked, card, keeper)
     deadline = asking.budget.deadline(min(asked.timeout, IDENTITY_SECONDS))
     asking.engine = identity.of(server, card, deadline)
     asking.room = max(1, min(probes.REASONING, (card.max_model_len or needles.LONGEST) // ROOM_SHARE))
-    seen = _Seen(asked, card, asking, _range(asked, card), identity.flags(server, asking.engine, cards, deadline))
+    measured = metrics.text_of(server, deadline)
+    flags = identity.flags(server, asking.engine, cards, measured)
+    seen = _Seen(asked, card, asking, _range(asked, card), flags, tasks, metrics.read(measured))
     seen.take_over(keeper)
     seen.add(first, keeper)
     for probe in probes.run(asking, tuple(names), asked.needed, reporter):
@@ -135,6 +155,11 @@ def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> S
         if all(needle.detail == needles.TOO_SHORT for needle in seen.needles):
             # All prompts are too short for the facts, so none was sent and nothing is proven.
             seen.needles[0] = seen.needles[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
+    if tasks is not None and not seen.ended:
+        reporter.stage(RULER, f"{len(tasks.cells)} tasks and lengths of {tasks.asked.samples} texts each")
+        ruler.run(asking, tasks, reporter, lambda: keeper.keep(seen.result(interrupted=True)))
+    if seen.before is not None and not seen.ended:
+        seen.after = metrics.read(metrics.text_of(server, IDENTITY_SECONDS))
     return seen.result(interrupted=False)
 
 
@@ -148,6 +173,9 @@ class _Seen:
         asking: the requests.
         grid: the long prompts.
         flags: what shows of the server's settings without an answer.
+        tasks: RULER's; None if they were not asked for.
+        before: what the engine's metrics reported before the check; None without any.
+        after: what they reported after it.
     """
 
     asked: Request
@@ -155,6 +183,9 @@ class _Seen:
     asking: probes.Asking
     grid: needles.Range
     flags: tuple[Flag, ...]
+    tasks: ruler.Begun | None = None
+    before: Load | None = None
+    after: Load | None = None
     probes: list[Probe] = field(default_factory=list)
     needles: list[Needle] = field(default_factory=list)
     counter: Counter | None = None
@@ -164,6 +195,14 @@ class _Seen:
     def gone(self) -> str:
         """Why nothing more can be asked; empty if the server answers."""
         return next((why for probe in self.probes if (why := probes.end_of(probe))), "")
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more can be asked, not even after the long prompts; empty if the server answers."""
+        last = next((one for one in reversed(self.needles) if one.outcome != "skipped"), None)
+        if last is not None and last.outcome in needles.END:
+            return f"after {last.place} the server {'hangs' if last.outcome == 'hung' else 'does not answer'}"
+        return self.gone
 
     def add(self, part: Probe | Needle, keeper: Keeper) -> None:
         """Add one request, and keep the result."""
@@ -182,10 +221,17 @@ class _Seen:
             return
         known = tuple(needle for needle in old.needles if needle.outcome in ("found", "lost"))
         known = tuple(one for one in known if one.length in self.grid.lengths and one.depth in self.grid.depths)
-        if known:
+        if self.tasks is not None:
+            self.tasks.take_over(old.ruler)
+        if known or (self.tasks is not None and self.tasks.known):
             self.grid = replace(self.grid, known=known)
             self.asking.budget.take_over(old.cost)
             self.asking.reasons = old.reasons
+
+    @property
+    def _taken(self) -> int:
+        """How many of RULER's scores are of an interrupted run."""
+        return sum(one in self.tasks.known for one in self.tasks.scores) if self.tasks else 0
 
     def result(self, *, interrupted: bool) -> ServeCheck:
         """The result so far."""
@@ -205,18 +251,35 @@ class _Seen:
             no_thinking=asked.no_thinking,
             reasons=self.asking.reasons,
             interrupted=interrupted,
-            resumed=sum(needle in self.grid.known for needle in self.needles),
+            resumed=sum(needle in self.grid.known for needle in self.needles) + self._taken,
             probes=tuple(self.probes),
             needles=(*self.needles, *known),
             lengths=self.grid.lengths if needed else (),
             depths=self.grid.depths if needed else (),
             reached=_reached(self.needles, self.grid),
             chars_per_token=round(counter.ratio, 4) if counter else None,
+            ruler=self.tasks.result(interrupted=interrupted) if self.tasks else None,
+            before=self.before,
+            after=self.after,
             cost=self.asking.budget.cost,
         )
         doubted = counter.doubted if counter else ""
         open_to = _not_proven(result, asked, card, doubted, self.gone)
+        if self.tasks is not None:
+            open_to += _not_scored(result, self.tasks, self.ended)
         return result.model_copy(update={"verdict": _verdict(result, self.gone), "not_proven": open_to})
+
+
+def _tasks(asked: Request, card: Card, keeper: Keeper) -> ruler.Begun | None:
+    """RULER's tasks, if they are asked for; before anything is generated, all that they need is there.
+
+    Raises:
+        DcaError: DCA-201 without the model's tokenizer, DCA-407.
+    """
+    if asked.ruler is None or keeper.harness is None:
+        return None
+    tokenizer = asked.ruler.tokenizer_folder(card)
+    return ruler.Begun(asked.ruler, keeper.harness(), card, tokenizer, asked.needle_timeout)
 
 
 def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Card]]:
@@ -338,11 +401,40 @@ def _verdict(result: ServeCheck, gone: str) -> str:
         )
     elif not wrong:
         words.append("every short request was answered")
+    words += _ruled(result)
     if open_to := [probe.name for probe in result.probes if probe.status == "undecided"]:
         words.append(f"{', '.join(open_to)}: undecided")
     if result.interrupted:
         words.append("the check was interrupted")
     return "; ".join(words) + "."
+
+
+def _ruled(result: ServeCheck) -> list[str]:
+    """What RULER's tasks came to, in words; the first failure of each kind."""
+    if result.ruler is None:
+        return []
+    first: dict[str, RulerScore] = {}
+    for one in result.ruler.scores:
+        if one.code:
+            first.setdefault(one.outcome, one)
+    words = [f"{one.place}: {one.detail}" for one in first.values()]
+    return words + [f"RULER at {one.length:,} tokens: {one.words}" for one in result.ruler.lengths]
+
+
+def _not_scored(result: ServeCheck, tasks: ruler.Begun, ended: str) -> tuple[str, ...]:
+    """What RULER's tasks leave open, in words."""
+    scores = result.ruler.scores if result.ruler else ()
+    places = ", ".join(f"{cell.task} at {cell.length:,}" for cell in tasks.cells[len(scores) :])
+    remains = [f"RULER's {places} tokens: not asked, because {ended or 'the check was interrupted'}"] if places else []
+    skipped: dict[str, list[str]] = {}
+    for one in scores:
+        if one.outcome == "skipped":
+            skipped.setdefault(one.detail, []).append(f"{one.task} at {one.length:,}")
+    remains += [f"RULER's {', '.join(named)} tokens: not run, because {why}" for why, named in skipped.items()]
+    remains += [f"{one.place}: {one.detail}" for one in scores if one.outcome == "scored" and one.detail]
+    if any(one.answered and one.counted is None for one in scores):
+        remains.append("RULER: the server reports no token counts, so that it may have truncated prompts")
+    return tuple(remains)
 
 
 def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str, gone: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from dca.catalogue import recipes
 from dca.catalogue.recipes import Recipe
 from dca.serve import engines
+from dca.serve.check import metrics
 from dca.serve.check.answers import Card
 from dca.serve.check.client import Server
 from dca.serve.check.failed import RequestFailed
@@ -31,7 +32,6 @@ LABELS = {
     "num_gpu_blocks_override": "--num-gpu-blocks-override",
     "num_gpu_blocks": "num_gpu_blocks",
 }
-METRICS = "/metrics"
 
 
 def of(server: Server, card: Card, deadline: float) -> Engine:
@@ -49,7 +49,7 @@ def of(server: Server, card: Card, deadline: float) -> Engine:
         body = None
     if isinstance(body, dict) and isinstance(body.get("version"), str):
         version = _word(server, body["version"])
-    return known(name, version, lambda metric: _labels(server, metric, deadline))
+    return known(name, version, lambda metric: _labels(metrics.text_of(server, deadline), metric))
 
 
 def known(name: str, version: str, labels: Callable[[str], dict[str, str]]) -> Engine:
@@ -104,14 +104,14 @@ def proof(engine: Engine) -> str:
     return f"prove the plugin with `dca plugin check {found.engine.package}=={found.engine.version} --engine`"
 
 
-def flags(server: Server, engine: Engine, cards: list[Card], deadline: float) -> tuple[Flag, ...]:
+def flags(server: Server, engine: Engine, cards: list[Card], measured: str) -> tuple[Flag, ...]:
     """What shows of the server's settings before anything is generated.
 
     Args:
         server: the server.
         engine: what serves the model.
         cards: the server's list of models.
-        deadline: seconds for the request.
+        measured: the text of the server's metrics; empty without any.
     """
     seen = "/v1/models"
     card = next((card for card in cards if card.id == server.model), None)
@@ -123,7 +123,7 @@ def flags(server: Server, engine: Engine, cards: list[Card], deadline: float) ->
     if server.key:
         found.append(Flag(name="--api-key", seen="--api-key-env"))
     if engine.name == VLLM:
-        found += _metrics(server, engine, deadline)
+        found += _metrics(server, engine, measured)
     return tuple(found)
 
 
@@ -135,22 +135,18 @@ def names_of(name: str, cards: list[Card]) -> list[str]:
     return [card.id for card in cards if (card.root, card.parent) == (mine.root, mine.parent)]
 
 
-def _metrics(server: Server, engine: Engine, deadline: float) -> Iterator[Flag]:
-    values = _labels(server, "vllm:cache_config_info", deadline)
+def _metrics(server: Server, engine: Engine, text: str) -> Iterator[Flag]:
+    values = _labels(text, "vllm:cache_config_info")
     for label, flag in LABELS.items():
         if (value := values.get(label, "None")) != "None":
-            yield Flag(name=flag, value=server.hide(value), seen=METRICS)
+            yield Flag(name=flag, value=server.hide(value), seen=metrics.PATH)
     if found := plugin(engine):
-        for label, value in _labels(server, _metric(found), deadline).items():
-            yield Flag(name=label, value=server.hide(value), seen=METRICS)
+        for label, value in _labels(text, _metric(found)).items():
+            yield Flag(name=label, value=server.hide(value), seen=metrics.PATH)
 
 
-def _labels(server: Server, name: str, deadline: float) -> dict[str, str]:
-    """The labels of a metric that are not empty; none where the server has no such metric."""
-    try:
-        text = server.text_of(METRICS, deadline)
-    except RequestFailed:
-        return {}
+def _labels(text: str, name: str) -> dict[str, str]:
+    """The labels of a metric that are not empty; none where the text has no such metric."""
     found = re.search(rf"^{re.escape(name)}\{{([^}}\n]{{0,4000}})\}}", text, re.MULTILINE)
     return dict(re.findall(r'(\w+)="([\w.:/+-]{1,40})"', found[1])) if found else {}
 

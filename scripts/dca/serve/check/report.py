@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dca.config.plot import filled
 from dca.serve.check import heat
-from dca.serve.check.values import Needle, Probe, ServeCheck
+from dca.serve.check.values import Part, ServeCheck
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MOST = 5
@@ -33,14 +33,14 @@ def render(result: ServeCheck) -> str:
     )
 
 
-def _grouped(troubles: Sequence[Probe | Needle]) -> list[tuple[str, Probe | Needle]]:
+def _grouped(troubles: Sequence[Part]) -> list[tuple[str, Part]]:
     """Where each kind of failure occurred, and its first instance."""
-    kinds: dict[tuple[str, str], list[Probe | Needle]] = {}
+    kinds: dict[tuple[str, str], list[Part]] = {}
     for trouble in troubles:
         kinds.setdefault((trouble.code, trouble.remedy), []).append(trouble)
     return [(_places(same), same[0]) for same in kinds.values()]
 
 
-def _places(same: Sequence[Probe | Needle]) -> str:
+def _places(same: Sequence[Part]) -> str:
     more = [f"and {len(same) - MOST} more"] if len(same) > MOST else []
     return "; ".join([*(one.place for one in same[:MOST]), *more])

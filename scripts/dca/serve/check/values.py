@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from dca.foundation.documents import Document, Value
@@ -165,6 +166,158 @@ class Flag(Value):
         return f"{self.name} {self.value}".strip()
 
 
+class Load(Value):
+    """What an engine's metrics report; None for what they lack.
+
+    Args:
+        running: requests that it computes.
+        waiting: requests that wait.
+        swapped: requests whose cache was moved to the CPU.
+        cache: use of the KV cache, in percent.
+        preemptions: requests that had to give way since the engine's start.
+        first_tokens: requests since the engine's start whose first token came.
+        first_token_seconds: sum of the seconds until then.
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    swapped: float | None = None
+    cache: float | None = None
+    preemptions: float | None = None
+    first_tokens: float | None = None
+    first_token_seconds: float | None = None
+
+
+Verdict = Literal["scored", "zero", "miscounted", "failed", "skipped"]
+
+
+class RulerScore(Value):
+    """One task of RULER at one length.
+
+    Args:
+        task: its name in the harness.
+        length: of prompt and answer together, in tokens.
+        samples: texts that were asked for.
+        answered: texts that the server answered.
+        outcome: `zero` means that every answer is wrong; `miscounted` that the server's count of a prompt's tokens is
+            not that of the prompt, so that it was truncated, or the tokenizer is another one.
+        score: in percent; None unless every text that could be made was answered.
+        tokens: of the longest prompt, by the model's tokenizer.
+        counted: of the longest prompt, by the server; None if it reports no counts.
+        cut: answers that were cut at their token limit; the harness allows few tokens, so most are.
+        empty: answers without a text.
+        code: error code; empty when nothing is wrong.
+        detail: what was observed, in one sentence.
+        remedy: what to do about it.
+        seconds: total seconds, with making the texts.
+    """
+
+    task: str
+    length: int
+    samples: int
+    answered: int = 0
+    outcome: Verdict
+    score: float | None = None
+    tokens: int = 0
+    counted: int | None = None
+    cut: int = 0
+    empty: int = 0
+    code: str = ""
+    detail: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """Its task and length, for people."""
+        return f"RULER's {self.task} at {self.length:,} tokens"
+
+
+class RulerLength(Value):
+    """The average over tasks at one length.
+
+    Args:
+        length: in tokens.
+        tasks: tasks with a score.
+        average: of their scores, in percent.
+        published: the published average of all tasks for this model; None if there is none.
+        comparable: whether all tasks have a score, of as many texts as the published ones.
+    """
+
+    length: int
+    tasks: int
+    average: float
+    published: float | None = None
+    comparable: bool = False
+
+    @property
+    def words(self) -> str:
+        """It in words."""
+        own = f"{self.average:.1f} on average over {self.tasks} task{'s' * (self.tasks != 1)}"
+        if self.published is None:
+            return own
+        if self.comparable:
+            return f"{own}, published {self.published:.1f} (difference {self.average - self.published:+.1f})"
+        return f"{own}; published {self.published:.1f} over all tasks with all texts, so not comparable"
+
+
+class Ruler(Value):
+    """RULER's tasks, as its harness runs them.
+
+    Args:
+        harness: package and version.
+        api: how prompts were sent.
+        templated: whether the chat template was applied; None before the first answer.
+        tokenizer: the model's tokenizer, with which texts are made.
+        samples: texts of each task and length.
+        scores: by task and length.
+        lengths: averages.
+        source: where published results stand; empty if there are none for the model.
+    """
+
+    harness: str
+    api: Literal["completions", "chat"]
+    templated: bool | None = None
+    tokenizer: str
+    samples: int
+    scores: tuple[RulerScore, ...] = ()
+    lengths: tuple[RulerLength, ...] = ()
+    source: str = ""
+
+    @property
+    def ordered(self) -> tuple[RulerScore, ...]:
+        """The scores, failures first."""
+        return tuple(sorted(self.scores, key=lambda one: not one.code))
+
+    def published(self, length: int) -> float | None:
+        """The published average at a length; None if there is none."""
+        return next((one.published for one in self.lengths if one.length == length), None)
+
+
+Part = Probe | Needle | RulerScore
+
+
+def _load(before: Load, after: Load | None) -> Iterator[tuple[str, str, str]]:
+    """What two loads report, in words."""
+    names = {"running": "running", "waiting": "waiting", "swapped": "swapped", "cache": "KV cache used"}
+    for field, name in {**names, "preemptions": "preemptions", "first_tokens": "first tokens"}.items():
+        old, new = getattr(before, field), getattr(after, field, None)
+        if old is not None or new is not None:
+            form = "{:,.1f} %" if field == "cache" else "{:,.0f}"
+            yield name, "" if old is None else form.format(old), "" if new is None else form.format(new)
+    if (mean := _mean(before, after)) is not None:
+        yield "mean time to first token during the check", "", f"{mean:,.3f} s"
+
+
+def _mean(before: Load, after: Load | None) -> float | None:
+    """Seconds to the first token, on average over the requests between two loads; None if not known."""
+    if after is None or after.first_tokens is None or after.first_token_seconds is None:
+        return None
+    # Before its first request, an engine may not report them.
+    count = after.first_tokens - (before.first_tokens or 0)
+    return (after.first_token_seconds - (before.first_token_seconds or 0)) / count if count > 0 else None
+
+
 class ServeCheck(Document):
     """The result of checking a running server.
 
@@ -187,6 +340,9 @@ class ServeCheck(Document):
         depths: depths to try, in percent.
         reached: the greatest length up to which the fact was found at every depth; 0 for none.
         chars_per_token: characters per token of the texts, as counted.
+        ruler: RULER's tasks; None unless they were asked for.
+        before: what the engine's metrics reported before the check; None if it offers none.
+        after: what they reported after the last request; None if there were none, or the engine had ended.
         cost: the cost.
         verdict: the verdict, in one sentence.
         not_proven: what the check leaves open, in words.
@@ -212,20 +368,30 @@ class ServeCheck(Document):
     depths: tuple[float, ...] = ()
     reached: int = 0
     chars_per_token: float | None = None
+    ruler: Ruler | None = None
+    before: Load | None = None
+    after: Load | None = None
     cost: Cost = Cost()
     verdict: str = ""
     not_proven: tuple[str, ...] = ()
 
     @property
-    def troubles(self) -> tuple[Probe | Needle, ...]:
+    def troubles(self) -> tuple[Part, ...]:
         """The requests that went wrong, in order."""
-        parts: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
+        parts: tuple[Part, ...] = (*self.probes, *self.needles, *(self.ruler.scores if self.ruler else ()))
         return tuple(part for part in parts if part.code)
 
     @property
     def ordered(self) -> tuple[Probe, ...]:
         """The short requests, failures first."""
         return tuple(sorted(self.probes, key=lambda probe: ORDER.index(probe.status)))
+
+    @property
+    def load(self) -> tuple[tuple[str, str, str], ...]:
+        """What the engine's metrics reported, in words: what, before and after the check; empty without metrics."""
+        if self.before is None:
+            return ()
+        return tuple(_load(self.before, self.after))
 
     @property
     def passed(self) -> bool:
