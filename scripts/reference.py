@@ -64,6 +64,8 @@ PRINTED = {
     "dca.inspection/3": ("dca inspect",),
     "dca.kernels/1": ("dca kernels",),
     "dca.listing/1": ("dca index list",),
+    "dca.matrix-jobs/1": ("dca matrix FILE --format json",),
+    "dca.matrix-run/1": ("dca matrix FILE",),
     "dca.packed/1": ("dca fetch --bundle FILE",),
     "dca.patches/1": ("dca patch status", "dca patch refresh"),
     "dca.plan/1": ("dca plan",),

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dca import __version__
+from tests.matrix.test_formats import written
 from tests.support import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -51,6 +52,15 @@ def test_actionlint_finds_a_planted_fault(linter: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yml"
     broken.write_text(WORKFLOWS[0].read_text().replace("runs-on:", "run-on:", 1))
     assert lint(linter, broken)
+
+
+@pytest.mark.network
+def test_actionlint_finds_nothing_in_the_workflow_of_a_matrix(linter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "matrix.yml"
+    file.write_text(written("github"))
+    assert lint(linter, file) == []
+    for script in scripts(file):
+        assert "${{ matrix" not in script
 
 
 def scripts(path: Path) -> list[str]:

@@ -755,6 +755,13 @@ def test_what_another_machine_planned_is_told_without_what_it_could_do_to_a_term
     assert difference.startswith("host_compiler_version was '\\x1b[2J9' and is ")
 
 
+def test_another_python_is_told_although_the_wheel_would_be_the_same(small: Small) -> None:
+    whole = bundle.read(Path(small.pack().file))
+    other = small.plan.model_copy(update={"python": "3.99.0"})
+    assert other.key == small.plan.key
+    assert bundle.differences(whole, other) == [f"python was '{small.plan.python}' and is '3.99.0'"]
+
+
 def test_a_part_is_found_by_commit_and_paths() -> None:
     part = Part(kind="git", name="kit", sha256="0" * 64, size=1, commit="a" * 40, only=("csrc",))
     packed = Bundle(Path("x"), Manifest.model_construct(parts=(part,)))

@@ -14,13 +14,9 @@ from typing import Any
 
 import pytest
 
-from dca.catalogue.recipes import IndexFile
 from dca.contract import engine as running
-from dca.contract import values
 from dca.engines.values import Made
-from dca.foundation import archives, store
-from dca.sources import index
-from tests.support import ROOT, RunDca
+from tests.support import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,8 +24,6 @@ else:
     import tomli as tomllib
 
 CASES, PLUGIN = Path(__file__).parent / "cases", ROOT / "build/plugin"
-NEWEST = values.load().proven[0]
-SDIST = IndexFile(package="vllm", version=NEWEST.version, file=NEWEST.file, sha256=NEWEST.sha256)
 # Bounds of log-probabilities in float32.
 WORST, CLOSE = 1e-4, 0.95
 # Of bfloat16: about twice what was measured. There, another word may be as likely as the whole model's.
@@ -90,27 +84,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
     running.write_distribution(folder, project["name"], project["version"], project["entry-points"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(dca: RunDca) -> Made:
-    """The environment of `dca engine make`."""
-    done = dca("engine", "make", "vllm-0.32", "--json", timeout=3600.0)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Made.model_validate_json(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def newer(made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of the next release over the modules that 0.32.0 was compiled to; those it borrows are all it has."""
-    folder = tmp_path_factory.mktemp("newer")
-    archives.unpack_sdist(index.download(SDIST, cache), folder / "sdist")
-    (folder / "vllm").symlink_to(next((folder / "sdist").rglob("vllm/_version.py")).parent)
-    borrowed = running.borrow(Path(made.folder), (folder / "vllm").resolve())
-    assert borrowed
-    print("borrowed from 0.32.0:", *borrowed)
-    running.write_distribution(folder, "vllm", "0.33.0+cpu")
     return folder
 
 

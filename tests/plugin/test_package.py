@@ -19,7 +19,7 @@ else:
 PLUGIN = ROOT / "build/plugin"
 SOURCES = sorted((PLUGIN / "vllm_dca").glob("*.py"))
 # What vLLM brings along, besides the standard library.
-BROUGHT = frozenset({"numpy", "torch", "vllm"})
+BROUGHT = frozenset({"numpy", "prometheus_client", "torch", "vllm"})
 # These are read, and tested, where there is neither torch nor vLLM.
 PLAIN = ("chunking", "refusals", "settings")
 

@@ -95,3 +95,25 @@ def _check(vllm_config: Any, version: str) -> None:
         else "off",
         "no number of" if chosen.threshold is None else chosen.threshold,
     )
+    _gauge().labels(
+        chosen.chunking.size,
+        chosen.chunking.local,
+        chosen.original,
+        settings.PROMPT if chosen.whole_prompt else settings.TOKEN,
+        "" if chosen.threshold is None else chosen.threshold,
+    ).set(1)
+
+
+@functools.cache
+def _gauge() -> Any:
+    """What the server's /metrics says of the plugin, as `vllm:cache_config_info` does of the cache."""
+    from prometheus_client import Gauge
+
+    names = ("chunk_size", "local_size", "original_max_position_embeddings", "length_factor")
+    # vLLM removes those that begin with its own prefix.
+    return Gauge(
+        "vllm_dca_info",
+        "Dual chunk attention of the served model; no threshold if it is dense.",
+        (*names, "sparse_attention_threshold"),
+        multiprocess_mode="mostrecent",
+    )

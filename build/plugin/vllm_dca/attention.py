@@ -7,6 +7,7 @@ what the CPU uses; `flash.FlashAttention` hands them to vLLM's flash-attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -28,23 +29,29 @@ MERGED = 4096
 ATTENDED = 256
 
 
-@dataclass(frozen=True)
-class Call:
-    """The keys of one call of paged attention.
+class Call(NamedTuple):
+    """One call of paged attention: the spans that have keys of a kind, and no others.
+
+    Flash-attention 2 must not get a span without keys: it then writes log-sum-exps of other queries, or past their end
+    (https://github.com/Dao-AILab/flash-attention/issues/2842).
 
     Attributes:
-        lengths: int32 `[spans]`, keys of each span; 0 where it has none.
+        rows: int64 `[queries]`, the queries of these spans among those of the step; `None` where it is all of them.
+        starts: int32 `[spans + 1]`, where the queries of each span begin among these.
+        most: the most queries of a span.
+        lengths: int32 `[spans]`, keys of each span.
         table: int32 `[spans, blocks]`, the blocks that hold them, from the first key on.
         longest: the largest of `lengths`.
         causal: whether the last query of a span attends all keys and each one before it a key less.
-        attending: bool `[tokens]`, which queries have any keys; all of them if not given.
     """
 
+    rows: Tensor | None
+    starts: Tensor
+    most: int
     lengths: Tensor
     table: Tensor
     longest: int
     causal: bool
-    attending: Tensor | None = None
 
 
 class SparseSpan(NamedTuple):
@@ -69,20 +76,16 @@ class Step:
 
     Attributes:
         tokens: queries of the step, without padding.
-        starts: int32 `[spans + 1]`, where the queries of each span begin.
-        longest: the most queries of a span.
         positions: int64 `[tokens]`.
         factor: float32 `[tokens]`, what queries are multiplied with; `None` where it is 1 for all.
         intra: the call for keys of the same chunk; `None` where all spans are sparse.
         successive: for those of the previous chunk; `None` where no query is past the first chunk.
         inter: for those of all older chunks; `None` where no query is past the second chunk.
-        sparse: the spans that have no keys in these calls, and are attended sparsely.
+        sparse: the spans that are in none of these calls, and are attended sparsely.
         blocks: the block table of the step.
     """
 
     tokens: int
-    starts: Tensor
-    longest: int
     positions: Tensor
     factor: Tensor | None
     intra: Call | None
@@ -140,48 +143,45 @@ class Layout:
             for at in np.flatnonzero(chosen)
             for begin, end in [spans.starts[at : at + 2].tolist()]
         )
-        if sparse:
-            # Those have no keys here; a call of attention passes over them.
-            spans = spans.only(~chosen)
         factors = self._factors(spans, batch.prompts)
-        device = _to_device(
-            (spans.starts, spans.request, spans.chunk, spans.intra, spans.successive, spans.inter, spans.positions),
-            batch.table.device,
-        )
-        starts, request, chunk, intra, successive, inter, positions = device
-        one_each = spans.one_each(batch.table.shape[0])
         blocks = self.chunking.stride // self.block
-        past = int(spans.chunk.max(initial=0))
-        queries = torch.diff(starts).long()
-
-        def call(lengths: Tensor, longest: int, back: int | None) -> Call:
-            """The call for the keys from the chunk `back` before the span's own on, or from the request's first."""
-            width = -(-longest // self.block)
-            if one_each and (back is None or past == 0):
-                table = batch.table
-            elif back is None:
-                table = batch.table[:, :width].index_select(0, request)
-            else:
-                table = _shifted(batch.table, request, (chunk - back).clamp(min=0) * blocks, width)
-            attending = (
-                None
-                if back == 0 and not sparse
-                else torch.repeat_interleave(lengths > 0, queries, output_size=len(positions))
-            )
-            return Call(lengths, table, longest, causal=back == 0, attending=attending)
-
-        return Step(
-            tokens=len(spans.positions),
-            starts=starts,
-            longest=spans.longest,
-            positions=positions.long(),
-            factor=None if factors is None else sharpening(torch.from_numpy(factors).to(starts.device), self.original),
-            intra=None if sparse and chosen.all() else call(intra, int(spans.intra.max(initial=0)), 0),
-            successive=call(successive, self.chunking.stride, 1) if past > 0 else None,
-            inter=call(inter, int(spans.inter.max(initial=0)), None) if past > 1 else None,
-            sparse=sparse,
-            blocks=batch.table,
+        # For each kind its keys, and the block in its request that holds the first of them.
+        kinds = (
+            (spans.intra, spans.chunk * blocks),
+            (spans.successive, (spans.chunk - 1) * blocks),
+            (spans.inter, np.zeros_like(spans.chunk)),
         )
+        parts = [_part(spans, ~chosen & (keys > 0), keys, first) for keys, first in kinds]
+        arrays = [spans.positions, *(array for part in parts for array in part)]
+        positions, *moved = _to_device(arrays, batch.table.device)
+        intra, successive, inter = (
+            self._call(batch.table, part, moved[5 * at : 5 * at + 5], at == 0) for at, part in enumerate(parts)
+        )
+        return Step(
+            len(positions),
+            positions.long(),
+            None if factors is None else sharpening(torch.from_numpy(factors).to(positions.device), self.original),
+            intra,
+            successive,
+            inter,
+            sparse,
+            batch.table,
+        )
+
+    def _call(self, table: Tensor, part: _Part, moved: list[Tensor], causal: bool) -> Call | None:
+        """The call for some spans, whose arrays were also moved to the device of the block table."""
+        if not len(part.keys):
+            return None
+        rows, starts, request, first, keys = moved
+        longest = int(part.keys.max())
+        if part.first.any():
+            own = _shifted(table, request, first, -(-longest // self.block))
+        elif np.array_equal(part.request, np.arange(len(table))):
+            own = table
+        else:
+            own = table[:, : -(-longest // self.block)].index_select(0, request)
+        most = int(np.diff(part.starts).max())
+        return Call(rows.long() if len(rows) else None, starts, most, keys, own, longest, causal)
 
     def _sparse(self, spans: Spans, prompts: Ints | None) -> NDArray[np.bool_]:
         """Which spans are attended sparsely: those that begin inside of a long prompt."""
@@ -227,18 +227,16 @@ def store(cache: Cache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
 class Paged(Protocol):
     """Attention of spans over keys in a paged cache."""
 
-    def __call__(self, queries: Tensor, cache: Cache, step: Step, call: Call) -> tuple[Tensor, Tensor]:
+    def __call__(self, queries: Tensor, cache: Cache, call: Call) -> tuple[Tensor, Tensor]:
         """Attend.
 
         Args:
-            queries: `[tokens, heads, head_dim]`, rotated.
+            queries: `[queries, heads, head_dim]` of the call's spans, rotated.
             cache: of the layer.
-            step: where the spans begin.
-            call: their keys.
+            call: the spans and their keys.
 
         Returns:
-            The result, as `queries`, and its log-sum-exp, float32 `[heads, tokens]`, by the natural logarithm. Both
-            are undefined for queries without keys.
+            The result, as `queries`, and its log-sum-exp, float32 `[heads, queries]`, by the natural logarithm.
         """
 
 
@@ -248,19 +246,18 @@ class TorchAttention:
 
     scale: float
 
-    def __call__(self, queries: Tensor, cache: Cache, step: Step, call: Call) -> tuple[Tensor, Tensor]:
+    def __call__(self, queries: Tensor, cache: Cache, call: Call) -> tuple[Tensor, Tensor]:
         """See `Paged`."""
         out, lse = torch.empty_like(queries), queries.new_empty(queries.shape[1::-1], dtype=torch.float32)
-        bounds, lengths, block = step.starts.tolist(), call.lengths.tolist(), cache.keys.shape[1]
+        bounds, lengths, block = call.starts.tolist(), call.lengths.tolist(), cache.keys.shape[1]
         for span, (begin, end, keys) in enumerate(zip(bounds, bounds[1:], lengths, strict=False)):
-            if keys:
-                blocks = call.table[span, : -(-keys // block)].long()
-                k, v = (part[blocks].flatten(0, 1)[:keys].float() for part in cache)
-                for first in range(begin, end, ATTENDED):
-                    last = min(first + ATTENDED, end)
-                    # The last key that the first of these queries may attend.
-                    seen = keys - (end - first) if call.causal else keys
-                    out[first:last], lse[:, first:last] = self._attend(queries[first:last], k, v, seen)
+            blocks = call.table[span, : -(-keys // block)].long()
+            k, v = (part[blocks].flatten(0, 1)[:keys].float() for part in cache)
+            for first in range(begin, end, ATTENDED):
+                last = min(first + ATTENDED, end)
+                # The last key that the first of these queries may attend.
+                seen = keys - (end - first) if call.causal else keys
+                out[first:last], lse[:, first:last] = self._attend(queries[first:last], k, v, seen)
         return out, lse
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: int) -> tuple[Tensor, Tensor]:
@@ -303,8 +300,10 @@ class DualChunk:
             (step.inter, self.chunking.inter),
         ):
             if call is not None:
-                rotated = self.rotation.apply(queries, table[places(step.positions)], step.factor)
-                parts.append((*self.paged(rotated, cache, step, call), call.attending))
+                # Its memory is that of one part more: what is rotated is gone when results are spread.
+                part = self.paged(self._rotated(queries, step, call, table, places), cache, call)
+                parts.append(part if call.rows is None else _spread(part, call.rows, step.tokens))
+                del part
         if parts:
             merge(parts, output[: step.tokens])
         # Its memory is counted without these.
@@ -312,34 +311,45 @@ class DualChunk:
         if self.sparse is not None:
             self.sparse.attend(queries, cache, step, table, output)
 
+    def _rotated(
+        self, queries: Tensor, step: Step, call: Call, table: Tensor, places: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The queries of a call, rotated for its keys."""
+        rows = slice(None) if call.rows is None else call.rows
+        factor = None if step.factor is None else step.factor[rows]
+        return self.rotation.apply(queries[rows], table[places(step.positions[rows])], factor)
 
-Part = tuple[Tensor, Tensor, Tensor | None]
+
+Part = tuple[Tensor, Tensor]
+
+
+def _spread(part: Part, rows: Tensor, tokens: int) -> Part:
+    """What some queries attended, among all of a step: 0, and a log-sum-exp of -inf, for the others."""
+    out, lse = part
+    return (
+        out.new_zeros((tokens, *out.shape[1:])).index_copy_(0, rows, out),
+        lse.new_full((len(lse), tokens), -torch.inf).index_copy_(1, rows, lse),
+    )
 
 
 def merge(parts: list[Part], output: Tensor) -> None:
     """One attention out of several over keys that do not overlap, written into `output`.
 
     Args:
-        parts: for each the result `[tokens, heads, head_dim]`, its log-sum-exp `[heads, tokens]`, and which queries it
-            is defined for, bool `[tokens]`. What no part is defined for is undefined in the output too.
+        parts: for each the result `[tokens, heads, head_dim]` and its log-sum-exp `[heads, tokens]`, -inf where a query
+            has no keys. The output of a query that has none in any part is undefined.
         output: as the results.
     """
     if len(parts) == 1:
         output.copy_(parts[0][0])
         return
     for rows in (slice(first, first + MERGED) for first in range(0, len(output), MERGED)):
-        lses = torch.stack([_defined(lse[:, rows], attending, rows) for _, lse, attending in parts])
-        weights = torch.softmax(lses, dim=0).transpose(1, 2)[..., None]
+        lses = torch.stack([lse[:, rows].float() for _, lse in parts])
+        weights = torch.softmax(lses, dim=0)
         total = torch.zeros_like(output[rows], dtype=torch.float32)
-        for weight, (out, _, attending) in zip(weights, parts, strict=True):
-            # An undefined result may be anything, NaN included, which a weight of 0 does not remove.
-            part = out[rows] if attending is None else out[rows].masked_fill(~attending[rows, None, None], 0)
-            total += weight * part.float()
+        for weight, (out, _) in zip(weights.transpose(1, 2)[..., None], parts, strict=True):
+            total += weight * out[rows].float()
         output[rows] = total.to(output.dtype)
-
-
-def _defined(lse: Tensor, attending: Tensor | None, rows: slice) -> Tensor:
-    return lse.float() if attending is None else lse.float().masked_fill(~attending[rows], -torch.inf)
 
 
 def _shifted(table: Tensor, request: Tensor, first: Tensor, width: int) -> Tensor:
@@ -353,7 +363,34 @@ def _shifted(table: Tensor, request: Tensor, first: Tensor, width: int) -> Tenso
     return table.reshape(-1).index_select(0, places.view(-1)).view(places.shape)
 
 
-def _to_device(arrays: tuple[Ints, ...], device: torch.device) -> list[Tensor]:
+class _Part(NamedTuple):
+    """Some spans of a step, on the host: `Call` has the same on the device.
+
+    Attributes:
+        rows: the queries among those of the step; none where it is all of them.
+        starts: where the queries of each span begin among these.
+        request: the row of the batch of each span.
+        first: the number in its request of the block with its first key.
+        keys: of each span.
+    """
+
+    rows: Ints
+    starts: Ints
+    request: Ints
+    first: Ints
+    keys: Ints
+
+
+def _part(spans: Spans, kept: NDArray[np.bool_], keys: Ints, first: Ints) -> _Part:
+    """The spans that are kept, with their keys of one kind."""
+    if kept.all():
+        return _Part(spans.starts[:0], spans.starts, spans.request, first, keys)
+    queries = np.diff(spans.starts)
+    starts = np.concatenate(([0], np.cumsum(queries[kept])))
+    return _Part(np.flatnonzero(np.repeat(kept, queries)), starts, spans.request[kept], first[kept], keys[kept])
+
+
+def _to_device(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
     """Arrays of the host as int32 on the device, in one transfer."""
     joined = torch.from_numpy(np.concatenate(arrays).astype(np.int32))
     if device.type == "cuda":

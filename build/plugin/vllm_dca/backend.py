@@ -21,7 +21,7 @@ from vllm.v1.attention.backend import (
 )
 
 from . import layers, refusals, settings
-from .attention import MERGED, Batch, Cache, DualChunk, Layout, Paged, Step, halves
+from .attention import MERGED, Batch, DualChunk, Layout, Paged, Step, halves
 from .rotary import Rotation
 from .sparse import Heads, SparseAttention
 
@@ -250,5 +250,8 @@ class FlashImpl(Impl):
         """Write the step's keys and values into the cache."""
         from vllm._custom_ops import reshape_and_cache_flash
 
-        cache: Cache = halves(kv_cache)
-        reshape_and_cache_flash(key, value, *cache, slot_mapping, self.kv_cache_dtype, layer._k_scale, layer._v_scale)
+        # Each by itself, so that they can be counted against vLLM's function without running it.
+        keys, values = halves(kv_cache)
+        reshape_and_cache_flash(
+            key, value, keys, values, slot_mapping, self.kv_cache_dtype, layer._k_scale, layer._v_scale
+        )

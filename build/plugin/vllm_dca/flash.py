@@ -12,7 +12,7 @@ from vllm.vllm_flash_attn import flash_attn_varlen_func
 from vllm.vllm_flash_attn.flash_attn_interface import sparse_attn_varlen_func
 
 from . import operator
-from .attention import Cache, Call, Step
+from .attention import Cache, Call
 from .selection import Lines
 from .sparse import Lists
 
@@ -31,7 +31,7 @@ class FlashAttention:
     scale: float
     version: int
 
-    def __call__(self, queries: Tensor, cache: Cache, step: Step, call: Call) -> tuple[Tensor, Tensor]:
+    def __call__(self, queries: Tensor, cache: Cache, call: Call) -> tuple[Tensor, Tensor]:
         """See `attention.Paged`."""
         # The kernels of Hopper want strides that mean something also where there is one key head.
         keys, values = (canonicalize_singleton_dim_strides(half) for half in cache)
@@ -39,8 +39,8 @@ class FlashAttention:
             q=queries,
             k=keys,
             v=values,
-            cu_seqlens_q=step.starts,
-            max_seqlen_q=step.longest,
+            cu_seqlens_q=call.starts,
+            max_seqlen_q=call.most,
             seqused_k=call.lengths,
             max_seqlen_k=call.longest,
             softmax_scale=self.scale,

@@ -12,7 +12,7 @@ Everything here is vectorised over requests and runs on the host, once a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -49,21 +49,6 @@ class Spans:
     def count(self) -> int:
         """How many spans there are."""
         return len(self.request)
-
-    @property
-    def longest(self) -> int:
-        """The most queries that a span has; 0 without spans."""
-        return int(np.diff(self.starts).max(initial=0))
-
-    def only(self, kept: NDArray[np.bool_]) -> Spans:
-        """The same spans, of which those that are not kept are in the first chunk and have no keys."""
-        parts = (self.chunk, self.intra, self.successive, self.inter)
-        chunk, intra, successive, inter = (np.where(kept, part, 0) for part in parts)
-        return replace(self, chunk=chunk, intra=intra, successive=successive, inter=inter)
-
-    def one_each(self, requests: int) -> bool:
-        """Whether span number i is request number i, for all `requests` of the batch, so that no row is shifted."""
-        return self.count == requests and bool((self.request == np.arange(requests)).all())
 
 
 def cut(query_starts: Ints, lengths: Ints, stride: int) -> Spans:

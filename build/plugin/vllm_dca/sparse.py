@@ -194,7 +194,7 @@ class SparseAttention:
             keys, values = (each[stage.first : stage.after] for each in (of.keys, of.values))
             lists = self.kernels.convert(selection.lines_of(stage, chosen, span), span, len(keys), stage.causal)
             rotated = self.rotation.apply(of.queries, table[places(of.positions)], of.factor)
-            parts.append((*self.kernels.attend(rotated, (keys, values), lists, stage.causal), None))
+            parts.append(self.kernels.attend(rotated, (keys, values), lists, stage.causal))
             # Before the next stage's are made.
             del lists, rotated
         return parts

@@ -405,7 +405,8 @@ class Plan(Document):
         """Identity of what is built: two plans with the same key give the same wheel.
 
         It leaves out explanations, paths of this machine, where a pinned source comes from, how many jobs run at once,
-        the compiler cache, and what was only requested: the CUDA line and the copies.
+        the compiler cache, and what was only requested: the CUDA line and the copies. It also leaves out the Python,
+        unless upstream's own CMake compiles: other modules have the same bytes with the headers of every Python.
         """
         telling = {
             "choices",
@@ -426,6 +427,7 @@ class Plan(Document):
             "drivers",
         }
         machine = {
+            "python": True,
             "python_path": True,
             "host_compiler": True,
             "toolkit": {"path"},
@@ -435,6 +437,8 @@ class Plan(Document):
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **machine}
         if self.toolkit is None:
             exclude.pop("toolkit")
+        if self.profile == "full":
+            exclude.pop("python")
         dumped = self.model_dump(mode="json", exclude=exclude)
         if not self.engine:
             del dumped["engine"]

@@ -31,6 +31,7 @@ COMMANDS = {
     "fetch": "Download, check and patch the sources.",
     "patch": "Check, rebase and extend a recipe's patches.",
     "wheel": "Build a wheel: plan, fetch, patch, compile, package, inspect.",
+    "matrix": "Build the wheels of a matrix, or write them as jobs of an engine.",
     "kernels": "Write a build's kernels for the Hugging Face kernels library.",
     "report": "Report where a build's time went, in one page.",
     "inspect": "Show what a wheel contains: modules, GPU archs, ops, torch, sizes.",
@@ -137,18 +138,9 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
     """The known failures in the output of the program that an error is about."""
     if not error.output:
         return ()
-    from dca.catalogue import failures, logs
-    from dca.foundation.errors import DcaError
+    from dca.catalogue import logs
 
-    try:
-        known = logs.explain_lines(error.output)
-    except DcaError:
-        return ()
-    return tuple(
-        failure
-        for failure in known
-        if failure.kind in ("cause", "consequence") and not failures.CODE.fullmatch(failure.id)
-    )
+    return logs.explain_error(error)
 
 
 def _say(error: DcaError, *, as_json: bool) -> int:

@@ -92,6 +92,11 @@ class Terminal:
         self._lock = threading.RLock()
         self._over = threading.Event()
 
+    @property
+    def live(self) -> bool:
+        """Whether it draws on a terminal, in place of writing lines."""
+        return self._live
+
     def __enter__(self) -> Terminal:
         if self._live:
             from rich.console import Console

@@ -47,6 +47,13 @@ class Block:
     statements: tuple[Statement, ...]
 
 
+STATIC_OBJECT = """\
+// Python 3.12 and later count static objects in another way than earlier ones. When a module is loaded, Python sets the
+// count of its definition; without these lines the module's bytes would depend on the Python that compiles it.
+#undef PyObject_HEAD_INIT
+#define PyObject_HEAD_INIT(type) {{1}, (type)},
+"""
+"""What makes a module of the limited API the same with every Python's headers; it follows Python.h."""
 _OPENING = re.compile(
     r"TORCH_LIBRARY_EXPAND\(\s*(?:CONCAT\(\s*TORCH_EXTENSION_NAME\s*,\s*(?P<suffix>\w+)\s*\)|TORCH_EXTENSION_NAME)\s*,"
     r"\s*(?P<variable>\w+)\s*\)\s*\{"
@@ -94,7 +101,7 @@ def generate(upstream: str, module: str, groups: Mapping[str, Group], undefined:
             f"upstream's registrations of {module} lack {', '.join(missing)}.",
             remedy="correct the recipe's groups, or use the source that the recipe is for.",
         )
-    return "\n".join([*lines, "REGISTER_EXTENSION(TORCH_EXTENSION_NAME)", ""])
+    return "\n".join([*lines, f"{STATIC_OBJECT}REGISTER_EXTENSION(TORCH_EXTENSION_NAME)", ""])
 
 
 def _answer(variable: str, statement: Statement, answer: bool) -> str:

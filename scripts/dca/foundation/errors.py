@@ -72,7 +72,7 @@ class DcaError(Exception):
     @property
     def exit_code(self) -> ExitCode:
         """The exit status of the command that ends with this error."""
-        return ExitCode(int(self.code[4]))
+        return of_code(self.code)
 
     def __str__(self) -> str:
         lines = [f"{self.code}: {self.what}"]
@@ -81,6 +81,11 @@ class DcaError(Exception):
         if self.remedy:
             lines.append("  Next: " + self.remedy.replace("\n", "\n        "))
         return "\n".join(lines)
+
+
+def of_code(code: str) -> ExitCode:
+    """The exit status of a command that ends with an error of this code."""
+    return ExitCode(int(code[4]))
 
 
 class Interrupted(BaseException):

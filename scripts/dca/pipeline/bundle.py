@@ -582,9 +582,10 @@ def _take(bundle: Bundle, archive: zipfile.ZipFile, part: Part, target: Path) ->
 
 def differences(bundle: Bundle, plan: Plan) -> list[str]:
     """How a plan differs from the one that the bundle was packed for."""
-    if bundle.manifest.lock.plan == plan.key:
-        return []
     then, now = bundle.manifest.choices, _choices(plan)
+    # The wheel does not depend on the Python that builds it, but the packages in the bundle are for one.
+    if bundle.manifest.lock.plan == plan.key and then.get("python") == now["python"]:
+        return []
     titles = {
         "recipe_digest": "the recipe's file",
         "series_digest": "the patch series",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
+from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Request
 from dca.catalogue.recipes import FolderSource, GitSource, Loaded, SdistSource, Submodule, not_source
 from dca.foundation import documents, environment, store
@@ -27,6 +29,101 @@ SPLITTING = frozenset(",;:'\"$[]\\`|\t\r\n")
 are."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the plans of several requests share: it is found out once for all of them.
+
+    Args:
+        reach: which places can be reached.
+        machines: the facts about this machine, by requested Python and toolkit; filled as they are asked for.
+    """
+
+    reach: Reach
+    machines: dict[tuple[str | None, str | None], Machine] = field(default_factory=dict)
+
+    def machine(self, request: Request) -> Machine:
+        """The facts about this machine for a request."""
+        key = (request.python, request.toolkit)
+        if key not in self.machines:
+            self.machines[key] = _look(request)
+        return self.machines[key]
+
+
+def share(requests: Sequence[Request], cache: store.Store) -> Shared:
+    """Probe the places of several requests once, in parallel; an offline cache is looked through instead.
+
+    Args:
+        requests: their recipes are checked to exist.
+        cache: of the sources that were downloaded before.
+
+    Raises:
+        DcaError: DCA-203 for an unknown recipe.
+    """
+    known, sources = recipes.load_all(), toolkits.load_sources()
+    named = {recipes.find(request.recipe, known).recipe.name for request in requests if request.recipe is not None}
+    if all(request.recipe is not None for request in requests):
+        known = tuple(loaded for loaded in known if loaded.recipe.name in named)
+    known = recipes.compiling(known)
+    if not known:
+        # Nothing of a plugin is downloaded.
+        return Shared(Reach(places={}))
+    reach = _of_cache(known, sources, cache) if cache.offline else probing.probe(Request(), known, sources)
+    return Shared(reach)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What would come of a request.
+
+    Args:
+        planned: the plan; None if none is possible on any machine like this one.
+        refusal: why it cannot be built here; None if it can. With a plan, only places that cannot be reached are in
+            the way.
+    """
+
+    planned: Planned | None
+    refusal: DcaError | None
+
+
+def foresee(request: Request, cache: store.Store, shared: Shared) -> Foreseen:
+    """The plan for a request, also one that only a machine that reaches more can build; nothing is recorded.
+
+    Args:
+        request: of the user.
+        cache: in which the plan would be compiled.
+        shared: what was found out for all requests.
+
+    Raises:
+        DcaError: as `make_plan`, except when no plan is possible.
+    """
+    seen = world(request, cache, shared=shared)
+    outcome = resolve(request, seen)
+    if isinstance(outcome, Plan):
+        if outcome.compiled:
+            _check_path(cache.root)
+        ignored = () if outcome.engine else settings.ignored_now()
+        return Foreseen(_planned(request, seen, outcome.model_copy(update={"ignored": ignored})), None)
+    hopeful = probing.better(request, seen, outcome)
+    refused = settings.explained(refusal(request, outcome))
+    return Foreseen(_planned(request, seen, hopeful) if hopeful else None, refused)
+
+
+def _planned(request: Request, seen: World, plan: Plan) -> Planned:
+    recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == plan.recipe)
+    return Planned(plan, recipe.of_profile(plan.profile), seen.toolkits, seen.reach, request)
+
+
+def _look(request: Request) -> Machine:
+    """The facts about this machine.
+
+    Raises:
+        DcaError: DCA-306 for a Python that does not start without a variable of the user's.
+    """
+    host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    settings.check_python(host.python)
+    return settings.without_broken(host)
+
+
 def world(
     request: Request,
     cache: store.Store,
@@ -34,6 +131,7 @@ def world(
     update: Update = "",
     packed: Bundle | None = None,
     own_toolkits: bool = True,
+    shared: Shared | None = None,
 ) -> World:
     """Everything besides the request that a plan depends on.
 
@@ -46,6 +144,7 @@ def world(
         update: probe again even when there is a lock.
         packed: a bundle that replaces the network.
         own_toolkits: whether the plan may use this machine's toolkits when the request names none.
+        shared: what was found out for several requests, in place of the lock and of probing.
 
     Raises:
         DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-215 for a TMPDIR that cannot be used,
@@ -64,15 +163,15 @@ def world(
     environment.check_temporary()
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
-    host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
-    settings.check_python(host.python)
-    host = settings.without_broken(host)
+    host = shared.machine(request) if shared else _look(request)
     # A toolkit in the bundle comes before those of this machine.
     if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
         host = host.model_copy(update={"toolkits": ()})
     if request.recipe is not None and recipes.find(request.recipe, known).recipe.is_plugin:
         # Nothing of it is downloaded, so no place is asked.
         reach = Reach(places={})
+    elif shared:
+        reach = shared.reach
     elif packed:
         reach = _reach_of_bundle(packed, known, sources, update)
     elif cache.offline:
@@ -219,9 +318,7 @@ def make_plan(
     missing = probing.out_of_reach(request, seen, outcome) if asks_network else ()
     # No program runs for a plugin, so nothing of the user's is kept from one.
     ignored = () if outcome.engine else settings.ignored_now()
-    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": ignored})
-    recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
-    return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
+    return _planned(request, seen, outcome.model_copy(update={"out_of_reach": missing, "ignored": ignored}))
 
 
 def _check_path(folder: Path) -> None:

@@ -29,6 +29,7 @@ from dca.toolchain import environments, lockfile, provide
 from dca.wheelfile import package, provenance
 
 REQUEST = "request.json"
+RECORD = "wheel.json"
 # Enough for every object of a recipe, also after some runs that compiled little.
 EARLIER_RUNS = 8
 
@@ -81,9 +82,9 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
         DcaError: of the failed stage; the results of earlier stages are kept for the next run.
     """
     plan, started = planned.plan, time.monotonic()
-    key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
-    folder = cache.open().folder("run", f"{plan.recipe}-{key}")
-    record = folder / "wheel.json"
+    cache.open()
+    folder = run_folder(plan, cache, out)
+    record = folder / RECORD
     with cache.lock(
         "run",
         folder.name,
@@ -97,6 +98,18 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
         result = result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
         documents.write(result, record)
     return result
+
+
+def run_folder(plan: Plan, cache: store.Store, out: Path) -> Path:
+    """The folder with the documents of a plan's build.
+
+    Args:
+        plan: of the wheel.
+        cache: that the build uses.
+        out: folder of the wheel, absolute.
+    """
+    key = documents.digest([plan.key, plan.python_path, plan.host_compiler, tool(), str(out)])[:16]
+    return cache.folder("run", f"{plan.recipe}-{key}")
 
 
 @contextlib.contextmanager
@@ -131,8 +144,8 @@ def _earlier(runs: Path, recipe: str) -> list[Timeline]:
     return [times for times in found if times is not None]
 
 
-def _tool() -> str:
-    """Identity of this tool and of the lean project; when it changes, wheels are built again."""
+def tool() -> str:
+    """The identity of this tool and of the lean project; when it changes, wheels are built again."""
     files = store.tree_hash(data.PACKAGE, skip=lambda name: "__pycache__" in name or name == "_data")
     return f"{__version__} {files} {store.tree_hash(data.lean_folder())}"
 
@@ -228,7 +241,7 @@ def _stages(planned: Planned, out: Path, run: Run) -> Made:
     build = compiling.compile_modules(job, run)
     documents.write(build, folder / "build.json")
     wheel, inspected = _packaged(job, build, out, run)
-    invocation = provenance.Invocation(tool=_tool(), toolkits=planned.toolkits, started=started, name=folder.name)
+    invocation = provenance.Invocation(tool=tool(), toolkits=planned.toolkits, started=started, name=folder.name)
     statement = provenance.statement(wheel.name, inspected.sha256, job, build, invocation)
     store.write_bytes(folder / "provenance.json", documents.canonical(statement))
     return Made(

@@ -56,8 +56,7 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
         modules = [Path(module.file) for module in build.modules]
         tag = f"{PYTHON_TAG}-{platform_tag(modules)}" if modules else PURE_TAG
         files |= _own_files(job, build, tag)
-        label = f"-{plan.variant.label}" if plan.variant else ""
-        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}{label}.whl"
+        name = file_name(plan, recipe, tag)
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
         with store.incoming(target) as part:
@@ -65,6 +64,18 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
             part.chmod(0o644)
             part.replace(target)
     return target
+
+
+def file_name(plan: Plan, recipe: Recipe, tag: str) -> str:
+    """The name of a plan's wheel.
+
+    Args:
+        plan: of the wheel.
+        recipe: of the plan, as its profile sees it.
+        tag: of Python, ABI and platform.
+    """
+    label = f"-{plan.variant.label}" if plan.variant else ""
+    return f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}{label}.whl"
 
 
 def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:

@@ -179,17 +179,18 @@ def with_a_stand_in_of_flash_attention() -> None:
     def varlen(**given: Any) -> tuple[Any, Any]:
         asked.append(given)
         assert given["return_softmax_lse"] is True
-        step = attention.Step(len(given["q"]), given["cu_seqlens_q"], 0, None, None, None, None, None, (), None)
-        lengths, longest = given["seqused_k"], given["max_seqlen_k"]
-        assert int(lengths.max()) <= longest
-        assert int(torch.diff(given["cu_seqlens_q"]).max()) == given["max_seqlen_q"]
-        assert {given["cu_seqlens_q"].dtype, lengths.dtype, given["block_table"].dtype} == {torch.int32}
-        call = attention.Call(lengths, given["block_table"], longest, given["causal"])
+        starts, lengths, longest = (given[name] for name in ("cu_seqlens_q", "seqused_k", "max_seqlen_k"))
+        assert int(lengths.max()) == longest
+        assert int(torch.diff(starts).max()) == given["max_seqlen_q"]
+        assert {starts.dtype, lengths.dtype, given["block_table"].dtype} == {torch.int32}
+        assert int(starts[-1]) == len(given["q"])
+        # What version 2 makes of a sequence without keys or queries is other sequences' log-sum-exp.
+        assert int(lengths.min()) > 0
+        assert int(torch.diff(starts).min()) > 0
+        call = attention.Call(None, starts, 0, lengths, given["block_table"], longest, given["causal"])
         cache = attention.Cache(given["k"], given["v"])
-        out, lse = attention.TorchAttention(given["softmax_scale"])(given["q"], cache, step, call)
-        # What the kernel leaves of queries without keys.
-        none = torch.repeat_interleave(lengths == 0, torch.diff(given["cu_seqlens_q"]).long())
-        return out.masked_fill(none[:, None, None], 0), lse.masked_fill(none, torch.inf)
+        out, lse = attention.TorchAttention(given["softmax_scale"])(given["q"], cache, call)
+        return out, lse
 
     stand_ins.register(varlen)
     from vllm_dca import flash

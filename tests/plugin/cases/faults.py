@@ -117,8 +117,8 @@ FAULTS = (
     Fault("rotary.py", "+ 1).clamp(min=1)", "+ 1)", "short lengths blur attention"),
     Fault(
         "attention.py",
-        "(chunk - back).clamp(min=0) * blocks",
-        "chunk.clamp(min=0) * blocks",
+        "(spans.chunk - 1) * blocks",
+        "spans.chunk * blocks * 1",
         "the previous chunk is the own one",
     ),
     Fault(
@@ -127,8 +127,8 @@ FAULTS = (
         "blocks = self.chunking.size // self.block",
         "tables are shifted by chunk_size",
     ),
-    Fault("attention.py", "causal=back == 0", "causal=True", "older keys are attended causally"),
-    Fault("attention.py", "causal=back == 0", "causal=False", "later keys of the own chunk are attended"),
+    Fault("attention.py", "at == 0) for at", "True) for at", "older keys are attended causally"),
+    Fault("attention.py", "at == 0) for at", "False) for at", "later keys of the own chunk are attended"),
     Fault(
         "attention.py",
         "lengths = spans.positions + 1",
@@ -149,9 +149,19 @@ FAULTS = (
     ),
     Fault("attention.py", "> self.original else None", "> 2 * self.original else None", "the factor begins too late"),
     Fault(
-        "attention.py", "if past > 0 else None", "if past > 1 else None", "the previous chunk is lost up to the third"
+        "attention.py",
+        "~chosen & (keys > 0)",
+        "~chosen & (keys > 0) & (spans.chunk != 1)",
+        "all is lost in the second chunk",
     ),
-    Fault("attention.py", "if past > 1 else None", "if past > 2 else None", "older chunks are lost up to the fourth"),
+    Fault(
+        "attention.py",
+        "keys[kept])",
+        "keys[kept[::-1]])",
+        "spans have as many keys as others",
+    ),
+    Fault("attention.py", "first[kept], keys", "0 * first[kept], keys", "tables of some spans are not shifted"),
+    Fault("attention.py", "np.cumsum(queries[kept])", "np.cumsum(queries)[kept]", "queries are counted among all"),
     Fault(
         "attention.py",
         "seen = keys - (end - first) if call.causal",
@@ -184,21 +194,27 @@ FAULTS = (
     ),
     Fault(
         "attention.py",
-        "lse.float().masked_fill(~attending[rows], -torch.inf)",
-        "lse.float()",
+        "lse.new_full((len(lse), tokens), -torch.inf)",
+        "lse.new_full((len(lse), tokens), 0.0)",
         "parts without keys count",
     ),
     Fault(
         "attention.py",
-        "masked_fill(~attending[rows, None, None], 0)",
-        "masked_fill(attending[rows, None, None], 0)",
-        "what is attended is removed",
+        "index_copy_(0, rows, out)",
+        "index_copy_(0, rows.flip(0), out)",
+        "results are those of other queries",
     ),
     Fault(
         "attention.py",
-        "lengths > 0, queries",
-        "lengths > 0, queries.flip(0)",
+        "np.repeat(kept, queries)",
+        "np.repeat(kept, queries[::-1])[: queries.sum()]",
         "the queries of a span are counted as another's",
+    ),
+    Fault(
+        "attention.py",
+        "rotation.apply(queries[rows]",
+        "rotation.apply(queries[: len(step.positions[rows])]",
+        "the first queries attend for others",
     ),
     Fault(
         "attention.py",
@@ -208,13 +224,16 @@ FAULTS = (
     ),
     Fault(
         "attention.py",
-        "batch.table[:, :width].index_select(0, request)",
-        "batch.table[: len(request), :width]",
+        "own = table[:, : -(-longest // self.block)].index_select(0, request)",
+        "own = table[: len(request), : -(-longest // self.block)]",
         "older chunks are those of another request",
     ),
     Fault("attention.py", "keys[:count][written]", "keys[:count][written.flip(0)]", "keys are written a slot too late"),
     Fault(
-        "attention.py", "one_each and (back is None or past == 0)", "one_each", "tables are not shifted while decoding"
+        "attention.py",
+        "if part.first.any():",
+        "if part.first.any() and len(request) > len(table):",
+        "tables are not shifted while decoding",
     ),
     Fault(
         "attention.py",
@@ -223,12 +242,15 @@ FAULTS = (
         "the log-sum-exp is the largest logit",
     ),
     Fault(
-        "attention.py", "table[places(step.positions)], step.factor", "table[places(step.positions)], None", "no factor"
+        "attention.py",
+        "table[places(step.positions[rows])], factor",
+        "table[places(step.positions[rows])], None",
+        "no factor",
     ),
     Fault(
         "attention.py",
-        "table[places(step.positions)], step.factor",
-        "table[step.positions % len(table)], step.factor",
+        "table[places(step.positions[rows])], factor",
+        "table[step.positions[rows] % len(table)], factor",
         "queries turn by their position",
     ),
 )

@@ -44,12 +44,12 @@ def test_results_are_merged_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error(drawn, installed()) < CLOSE
 
 
-def test_a_result_that_is_no_number_counts_for_nothing_where_there_are_no_keys() -> None:
-    one = (torch.ones(2, 1, 4), torch.zeros(1, 2), None)
-    none = (torch.full((2, 1, 4), torch.nan), torch.full((1, 2), torch.inf), torch.tensor([False, False]))
+def test_a_part_without_keys_counts_for_nothing() -> None:
+    one = (torch.ones(2, 1, 4), torch.tensor([[0.0, 5.0]]))
+    none = (torch.full((2, 1, 4), 7.0), torch.full((1, 2), -torch.inf))
     output = torch.empty(2, 1, 4)
     attention.merge([one, none, none], output)
-    assert (output == 1).all()
+    assert torch.equal(output, one[0])
 
 
 def test_a_key_of_partly_rotated_heads_keeps_its_other_dimensions() -> None:
@@ -77,13 +77,33 @@ def test_one_decode_a_request_in_the_first_chunk_copies_no_table() -> None:
     assert step.intra.table is table
     assert step.successive is None
     assert step.inter is None
-    step = layout.plan(attention.Batch(np.arange(4), np.array([1, 33, 49]), None, table))
+    step = layout.plan(attention.Batch(np.arange(4), np.array([34, 33, 49]), None, table))
     assert step.successive is not None
     assert step.inter is not None
     assert step.inter.table is table
     assert step.intra is not None
     assert step.intra.table.shape == (3, 1)
     assert step.successive.table.shape == (3, 2)
+
+
+def test_a_call_has_no_span_without_keys() -> None:
+    table = torch.arange(24, dtype=torch.int32).view(4, 6)
+    starts, lengths = np.array([0, 1, 11, 12, 15]), np.array([40, 18, 5, 33])
+    step = attention.Layout(Chunking(24, 8), 8).plan(attention.Batch(starts, lengths, None, table))
+    assert step.intra is not None
+    assert step.intra.rows is None
+    assert step.intra.lengths.tolist() == [8, 16, 2, 5, 16, 1]
+    assert step.successive is not None
+    assert step.successive.rows is not None
+    assert step.successive.rows.tolist() == [0, 9, 10, 12, 13, 14]
+    assert step.successive.starts.tolist() == [0, 1, 3, 5, 6]
+    assert (step.successive.most, step.successive.lengths.tolist()) == (2, [16] * 4)
+    assert step.successive.table.tolist() == [[2, 3], [6, 7], [18, 19], [20, 21]]
+    assert step.inter is not None
+    assert step.inter.rows is not None
+    assert step.inter.rows.tolist() == [0, 14]
+    assert step.inter.lengths.tolist() == [16, 16]
+    assert step.inter.table.tolist() == [[0, 1], [18, 19]]
 
 
 def test_tables_are_as_wide_as_the_longest_needs() -> None:

@@ -211,7 +211,7 @@ def test_what_is_held_is_what_is_counted(
     blocks = torch.arange(len(cache.keys), dtype=torch.int32)[None]
     positions = torch.arange(keys - queries, keys)
     span = attention.SparseSpan(0, 0, queries, keys)
-    step = attention.Step(queries, positions, 0, positions, torch.ones(queries), None, None, None, (span,), blocks)
+    step = attention.Step(queries, positions, torch.ones(queries), None, None, None, (span,), blocks)
     query = torch.randn(queries, heads, dim).bfloat16()
     output, table = torch.empty_like(query), rotation.table(lengths.size + 1)
     sizes = ((1000, 6096),) * heads

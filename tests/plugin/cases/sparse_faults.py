@@ -92,5 +92,5 @@ FAULTS = (
     Fault(
         "sparse spans end early", "attention", "int(spans.positions[end - 1]) + 1)", "int(spans.positions[end - 1]))"
     ),
-    Fault("dense spans have no keys", "attention", "spans.only(~chosen)", "spans.only(chosen)"),
+    Fault("dense spans have no keys", "attention", "~chosen & (keys > 0)", "chosen & (keys > 0)"),
 )

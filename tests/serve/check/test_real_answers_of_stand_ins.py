@@ -224,7 +224,7 @@ VERSIONS = [
 
 @pytest.mark.parametrize(("version", "field", "words"), VERSIONS)
 def test_fields_and_flags_follow_the_servers_version(version: str, field: str, words: str) -> None:
-    told = Told(name="vllm", version=version, recipe=identity._recipe("vllm", version))
+    told = identity.known("vllm", version, lambda _: {})
     assert identity.structured_fields(told) == ("response_format", field)
     assert words in identity.structured_remedy(told)
     other = Told(name="llamacpp", version="b9000")
@@ -330,6 +330,39 @@ def test_a_fact_that_a_stand_in_lost_in_a_short_prompt_is_no_fault_of_kernels(
     )
     (needle,) = check(place.url, "--lengths", length, "--depths", "0", "--json").told["needles"]
     assert (needle["outcome"], "dca smoke" in needle["remedy"]) == ("lost", kernels)
+
+
+# As a server of vLLM 0.32.0 with the plugin sends it.
+WITH_PLUGIN = """# HELP vllm_dca_info Dual chunk attention of the served model; no threshold if it is dense.
+# TYPE vllm_dca_info gauge
+vllm_dca_info{chunk_size="8192",length_factor="token",local_size="2048",original_max_position_embeddings="0",\
+sparse_attention_threshold=""} 1.0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "advice"), [("4096", "up to 6,144 tokens"), ("8192", "dca plugin check vllm==")])
+def test_a_stand_in_with_the_plugin_is_known_and_told_how_to_prove_it(
+    serve: Serve, check: Check, length: str, advice: str
+) -> None:
+    for version, known in (("0.33.0", True), ("0.32.0+cpu", True), ("0.31.0", False), ("0.2.0", False)):
+        about = vllm(version)
+        about["pages"]["/metrics"] += WITH_PLUGIN
+        place = serve(script=lambda asked: Reply("0") if asked.kind == "needle" else scripted.right(asked), **about)
+        told = check(place.url, "--lengths", length, "--depths", "0", "--json").told
+        recipe = f"vllm-{version[:4]}" if known else ""
+        assert (told["engine"]["recipe"], told["engine"]["ordinary"]) == (recipe, 6144 if known else 0)
+        seen = {flag["name"]: flag["value"] for flag in told["flags"]}
+        assert (seen.get("chunk_size"), seen.get("length_factor")) == (("8192", "token") if known else (None, None))
+        assert "sparse_attention_threshold" not in seen
+        (needle,) = told["needles"]
+        assert (advice in needle["remedy"]) is known, needle
+        assert "dca smoke" not in needle["remedy"]
+
+
+def test_a_stand_in_of_the_same_vllm_without_the_plugin_is_of_no_recipe(serve: Serve, check: Check) -> None:
+    told = check(serve(**vllm("0.33.0")).url, *NO_NEEDLES).told
+    assert (told["engine"]["version"], told["engine"]["recipe"], told["engine"]["ordinary"]) == ("0.33.0", "", 0)
 
 
 @pytest.mark.slow

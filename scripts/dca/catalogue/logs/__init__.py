@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import BinaryIO, ClassVar
 
-from dca.catalogue.failures import UNKNOWN, Catalogue, Known, Line, load
+from dca.catalogue.failures import CODE, UNKNOWN, Catalogue, Known, Line, load
 from dca.catalogue.logs import forms, judgement, times
 from dca.catalogue.logs.forms import BLOCK
 from dca.catalogue.logs.judgement import Outcome
 from dca.catalogue.logs.search import Scan
 from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
 
 __all__ = [
     "BLOCK",
@@ -24,6 +25,7 @@ __all__ = [
     "Reading",
     "Watch",
     "explain",
+    "explain_error",
     "explain_lines",
     "in_order",
 ]
@@ -238,3 +240,12 @@ def explain_lines(lines: Iterable[str], name: str = "") -> tuple[Known, ...]:
     """Known failures in a program's last lines: the cause first, then consequences, then warnings."""
     text = "\n".join(lines).encode("utf-8", "replace")
     return judgement.known_only(explain(BytesIO(text), name).found)
+
+
+def explain_error(error: DcaError) -> tuple[Known, ...]:
+    """Known failures in the output of the program that an error is about, without the error's own code."""
+    try:
+        known = explain_lines(error.output) if error.output else ()
+    except DcaError:
+        return ()
+    return tuple(one for one in known if one.kind in ("cause", "consequence") and not CODE.fullmatch(one.id))

@@ -98,11 +98,23 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *
     return cudaSuccess;
   });
 }
-#if CUDART_VERSION >= 12000 && CUDART_VERSION < 13000
+// The other results are those of a capture. CUDA 13 has the last of these forms alone, by the name without a number.
+#if CUDART_VERSION >= 13000
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus *to, unsigned long long *,
+                                     cudaGraph_t *, const cudaGraphNode_t **, const cudaGraphEdgeData **, size_t *) {
+  return cudaStreamIsCapturing(handle, to);
+}
+#elif CUDART_VERSION >= 12000
 cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t handle, cudaStreamCaptureStatus *to, unsigned long long *,
                                         cudaGraph_t *, const cudaGraphNode_t **, size_t *) {
   return cudaStreamIsCapturing(handle, to);
 }
+#if CUDART_VERSION >= 12030
+cudaError_t cudaStreamGetCaptureInfo_v3(cudaStream_t handle, cudaStreamCaptureStatus *to, unsigned long long *,
+                                        cudaGraph_t *, const cudaGraphNode_t **, const cudaGraphEdgeData **, size_t *) {
+  return cudaStreamIsCapturing(handle, to);
+}
+#endif
 #endif
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode *mode) {
   thread_local cudaStreamCaptureMode own = cudaStreamCaptureModeGlobal;

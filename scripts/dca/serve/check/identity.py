@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from packaging.version import InvalidVersion, Version
 
 from dca.catalogue import recipes
+from dca.catalogue.recipes import Recipe
 from dca.serve import engines
 from dca.serve.check import metrics
 from dca.serve.check.answers import Card
@@ -34,7 +35,7 @@ LABELS = {
 
 
 def of(server: Server, card: Card, deadline: float) -> Engine:
-    """What serves the model: the card's owner, and the version of /version.
+    """What serves the model: the card's owner, the version of /version, and the plugin that its metrics name.
 
     Args:
         server: the server.
@@ -48,7 +49,26 @@ def of(server: Server, card: Card, deadline: float) -> Engine:
         body = None
     if isinstance(body, dict) and isinstance(body.get("version"), str):
         version = _word(server, body["version"])
-    return Engine(name=name, version=version, recipe=_recipe(name, version))
+    return known(name, version, lambda metric: _labels(metrics.text_of(server, deadline), metric))
+
+
+def known(name: str, version: str, labels: Callable[[str], dict[str, str]]) -> Engine:
+    """An engine with its recipe.
+
+    Args:
+        name: of the engine.
+        version: of the engine.
+        labels: of a metric of the server.
+    """
+    base = version.partition("+")[0]
+    for recipe in (loaded.recipe for loaded in recipes.load_all() if name == VLLM):
+        if recipe.engine is None:
+            if recipe.base_version == base:
+                return Engine(name=name, version=version, recipe=recipe.name)
+        # The engine is the same without the plugin.
+        elif recipe.engine.version == base and (told := labels(_metric(recipe))):
+            return Engine(name=name, version=version, recipe=recipe.name, ordinary=_ordinary(told))
+    return Engine(name=name, version=version)
 
 
 def _word(server: Server, text: str | None) -> str:
@@ -57,12 +77,31 @@ def _word(server: Server, text: str | None) -> str:
     return shown if len(shown) <= MOST and shown.isprintable() else ""
 
 
-def _recipe(name: str, version: str) -> str:
-    if name != VLLM:
-        return ""
-    base = version.partition("+")[0]
+def _ordinary(told: dict[str, str]) -> int:
+    """The longest prompt with ordinary attention, by the metric of a plugin: a chunk, and no sparse one."""
+    names = ("chunk_size", "local_size", "sparse_attention_threshold")
+    size, local, threshold = (int(told[name]) if told.get(name, "").isdecimal() else None for name in names)
+    stride = max(size - local, 0) if size is not None and local is not None else 0
+    return stride if threshold is None else min(stride, threshold)
+
+
+def plugin(engine: Engine) -> Recipe | None:
+    """The recipe of the plugin that serves, if one does."""
     known = (loaded.recipe for loaded in recipes.load_all())
-    return next((recipe.name for recipe in known if recipe.base_version == base), "")
+    return next((recipe for recipe in known if recipe.name == engine.recipe and recipe.is_plugin), None)
+
+
+def _metric(recipe: Recipe) -> str:
+    """The metric by which a plugin shows."""
+    return f"{recipe.package.replace('-', '_')}_info"
+
+
+def proof(engine: Engine) -> str:
+    """How to prove what serves."""
+    found = plugin(engine)
+    if found is None or found.engine is None:
+        return "prove the wheel with `dca smoke`"
+    return f"prove the plugin with `dca plugin check {found.engine.package}=={found.engine.version} --engine`"
 
 
 def flags(server: Server, engine: Engine, cards: list[Card], measured: str) -> tuple[Flag, ...]:
@@ -84,7 +123,7 @@ def flags(server: Server, engine: Engine, cards: list[Card], measured: str) -> t
     if server.key:
         found.append(Flag(name="--api-key", seen="--api-key-env"))
     if engine.name == VLLM:
-        found += _metrics(server, measured)
+        found += _metrics(server, engine, measured)
     return tuple(found)
 
 
@@ -96,12 +135,20 @@ def names_of(name: str, cards: list[Card]) -> list[str]:
     return [card.id for card in cards if (card.root, card.parent) == (mine.root, mine.parent)]
 
 
-def _metrics(server: Server, text: str) -> Iterator[Flag]:
-    labels = re.search(r"^vllm:cache_config_info\{([^}\n]{0,4000})\}", text, re.MULTILINE)
-    values = dict(re.findall(r'(\w+)="([\w.:/+-]{1,40})"', labels[1])) if labels else {}
+def _metrics(server: Server, engine: Engine, text: str) -> Iterator[Flag]:
+    values = _labels(text, "vllm:cache_config_info")
     for label, flag in LABELS.items():
         if (value := values.get(label, "None")) != "None":
             yield Flag(name=flag, value=server.hide(value), seen=metrics.PATH)
+    if found := plugin(engine):
+        for label, value in _labels(text, _metric(found)).items():
+            yield Flag(name=label, value=server.hide(value), seen=metrics.PATH)
+
+
+def _labels(text: str, name: str) -> dict[str, str]:
+    """The labels of a metric that are not empty; none where the text has no such metric."""
+    found = re.search(rf"^{re.escape(name)}\{{([^}}\n]{{0,4000}})\}}", text, re.MULTILINE)
+    return dict(re.findall(r'(\w+)="([\w.:/+-]{1,40})"', found[1])) if found else {}
 
 
 def _version(engine: Engine) -> Version | None:

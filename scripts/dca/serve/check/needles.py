@@ -11,13 +11,13 @@ from typing import Any
 from dca.config import models
 from dca.foundation.events import Reporter
 from dca.serve import gpu_memory
-from dca.serve.check import haystack, troubles
+from dca.serve.check import haystack, identity, troubles
 from dca.serve.check.answers import Answer
 from dca.serve.check.client import Server
 from dca.serve.check.failed import LOADING, RequestFailed
 from dca.serve.check.haystack import Haystack, monotonous
 from dca.serve.check.probes import SECONDS_A_TOKEN, Asking
-from dca.serve.check.values import Needle, Outcome
+from dca.serve.check.values import Engine, Needle, Outcome
 
 ANSWER_TOKENS = 64
 """Tokens for an answer without reasoning."""
@@ -307,7 +307,7 @@ def _asked(asking: Asking, asked: Range, counter: Counter, length: int, depth: f
     if answer.ignored:
         ignored = RequestFailed("ignored", "an empty answer", seconds=answer.seconds)
         return _failed(about, ignored, deadline, server)
-    return _answered(about, hay, answer, deadline)
+    return _answered(about, hay, answer, deadline, asking.engine)
 
 
 def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float, server: Server) -> Needle:
@@ -328,24 +328,25 @@ def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float, serve
     )
 
 
-def _remedy(tokens: int, answer: Answer) -> str:
+def _remedy(tokens: int, answer: Answer, engine: Engine) -> str:
     """What to do about a fact that was not found, by what can have lost it."""
     if answer.thought and answer.is_cut:
         return "the answer's tokens went into reasoning, which shows no fault: turn it off with --no-thinking."
     if answer.is_cut and answer.text and not monotonous(answer.text):
-        fault = _fault(tokens)
+        fault = _fault(tokens, engine)
         return f"if the answer, which was cut, is reasoning: use --no-thinking. {fault[0].upper()}{fault[1:]}"
-    return _fault(tokens)
+    return _fault(tokens, engine)
 
 
-def _fault(tokens: int) -> str:
-    if tokens <= _ordinary():
+def _fault(tokens: int, engine: Engine) -> str:
+    ordinary = engine.ordinary or _ordinary()
+    if tokens <= ordinary:
         return (
-            f"up to {_ordinary():,} tokens dual chunk attention and its sparse kernels take no part: check the model's "
+            f"up to {ordinary:,} tokens dual chunk attention and its sparse kernels take no part: check the model's "
             "weights, quantization and chat template, `dca config check DIR`, and whether the model can do this at all."
         )
     return (
-        "beyond one chunk, a wrong sparse table, RoPE or kernel has this effect: prove the wheel with `dca smoke`, "
+        f"beyond one chunk, a wrong sparse table, RoPE or kernel has this effect: {identity.proof(engine)}, "
         "and check the model's folder with `dca config check`."
     )
 
@@ -358,14 +359,14 @@ def _ordinary() -> int:
     return min(gpu_memory.THRESHOLD, *chunks)
 
 
-def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float) -> Needle:
+def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float, engine: Engine) -> Needle:
     wrong = hay.judge(answer.text, answer.hide)
     outcome: Outcome = "lost" if wrong else "found"
     detail, remedy = wrong or f"{hay.number} of {hay.place}", ""
     if wrong and not answer.text:
         detail = "the whole answer is reasoning" if answer.thought else "the answer is empty"
     if wrong:
-        remedy = _remedy(about["tokens"], answer)
+        remedy = _remedy(about["tokens"], answer, engine)
     speed, tokens = None, answer.answer_tokens or answer.pieces
     if answer.first_token is not None and answer.last_token is not None and tokens > 1:
         span = answer.last_token - answer.first_token

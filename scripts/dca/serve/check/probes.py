@@ -276,13 +276,13 @@ def _sampling(asking: Asking) -> str:
             ) from None
         if failed.kind in ("broken", "gone", "cut"):
             trouble = troubles.explain(failed)
-            raise ProbeEnded(
-                "failed",
-                trouble.code,
-                trouble.detail,
-                f"{trouble.remedy} An engine without the op for the repetition penalty ends at the first such request: "
-                "`dca inspect WHEEL --model DIR` shows what a wheel lacks.",
-            ) from None
+            lacking = (
+                " An engine without the op for the repetition penalty ends at the first such request: "
+                "`dca inspect WHEEL --model DIR` shows what a wheel lacks."
+            )
+            # With a plugin, all ops are those of the engine's own wheel.
+            remedy = trouble.remedy + ("" if identity.plugin(asking.engine) else lacking)
+            raise ProbeEnded("failed", trouble.code, trouble.detail, remedy) from None
         raise
     return "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05"
 
@@ -482,7 +482,7 @@ def _whole(answer: Answer, asking: Asking) -> None:
         raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
     if monotonous(answer.text):
         detail = f"the answer repeats one character: {answer.shown(answer.text)}"
-        remedy = "numbers overflow in the engine: serve in bfloat16, and prove the wheel with `dca smoke`."
+        remedy = f"numbers overflow in the engine: serve in bfloat16, and {identity.proof(asking.engine)}."
         raise ProbeEnded("failed", troubles.MODEL, detail, remedy)
 
 

@@ -134,12 +134,14 @@ class Engine(Value):
     Args:
         name: `owned_by` of the model's card; empty if the server does not say.
         version: version of /version; empty if the server does not say.
-        recipe: the recipe with this base version; empty if none has it.
+        recipe: the recipe with this base version, or that of the plugin that shows in the metrics; else empty.
+        ordinary: tokens of the longest prompt without dual chunk attention; 0 if the server does not say.
     """
 
     name: str = ""
     version: str = ""
     recipe: str = ""
+    ordinary: int = 0
 
     @property
     def words(self) -> str:

@@ -1,0 +1,422 @@
+"""`dca matrix`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from dca.catalogue.plan import Request
+from dca.cli import options
+from dca.cli.packing import packed
+from dca.cli.terminal import wrapped
+from dca.foundation import documents
+from dca.foundation.errors import DcaError, ExitCode
+from dca.foundation.events import Reporter, Work
+from dca.matrix import cells, formats, jobs, running
+from dca.matrix.cells import Cell
+from dca.matrix.expansion import Expansion, expand
+from dca.matrix.formats import FORMATS, Format
+from dca.matrix.running import Settings
+from dca.matrix.values import GOOD, CellResult, Outcome, State, Trouble, WheelResult
+from dca.pipeline import gather
+from dca.publish.folder import Folder
+from dca.smoke.values import LEVELS, Level
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+    from rich.table import Table
+
+# Rows of a terminal that the live table leaves to what is printed above and below it.
+SPARED_ROWS = 6
+TITLES: dict[State, str] = {
+    "failed": "Failed",
+    "elsewhere": "Planned, but not built here: something cannot be downloaded",
+    "impossible": "No plan is possible",
+}
+STYLES = {"building": "yellow", "testing": "yellow", "failed": "red", "built": "green", "unchanged": "green"}
+
+
+@click.command("cell", add_help_option=False)
+@options.request
+def _read(request: Request, update: gather.Update) -> Request:  # noqa: ARG001 - the options of `dca wheel` have it
+    return request
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is done with a matrix.
+
+    Args:
+        dry_run: whether the cells are only planned.
+        only: ids of the cells whose wheels are built; all when empty.
+        level: of the smoke tests; None for none.
+        index: folder of the index to publish to; None for none.
+        kind: the engine to write jobs for, in place of building.
+        cores: that such a job may have.
+        out: folder of the wheels.
+        report: file that the result is also written to, as JSON.
+        offline: whether nothing may be downloaded.
+    """
+
+    dry_run: bool
+    only: tuple[str, ...]
+    level: Level | None
+    index: Path | None
+    kind: Format | None
+    cores: int | None
+    out: Path
+    report: Path | None
+    offline: bool
+
+    def check(self) -> None:
+        """Reject options that would have no effect, and files that cannot be written.
+
+        Raises:
+            DcaError: DCA-201, 204.
+        """
+        only_plans = "--format" if self.kind else "--dry-run" if self.dry_run else ""
+        named = {
+            "--dry-run": self.dry_run and self.kind,
+            "--index": self.index,
+            "--report": self.report,
+            "--smoke": self.level and not self.kind,
+        }
+        if only_plans and (useless := [flag for flag, given in named.items() if given and flag != only_plans]):
+            raise DcaError(
+                "DCA-201", f"{only_plans} builds nothing.", remedy=f"omit it, or omit {' and '.join(useless)}."
+            )
+        if self.cores and not self.kind:
+            raise DcaError("DCA-201", "--cores needs --format.", remedy="omit it.")
+        options.check_writable("--out", self.out)
+        options.check_writable("--report", self.report)
+        options.check_writable("--index", self.index)
+
+
+@click.command("matrix")
+@click.argument("file", metavar="MATRIX.toml", type=click.Path(path_type=Path, dir_okay=False))
+@packed(
+    Asked,
+    "asked",
+    click.option("--dry-run", is_flag=True, help="Show what would be built, in which order, and what cannot be."),
+    click.option(
+        "--cell",
+        "only",
+        multiple=True,
+        metavar="ID",
+        help="Build only the wheel of this cell. Can be repeated.",
+    ),
+    click.option("--smoke", "level", type=click.Choice(LEVELS), help="Also prove each wheel for each of its cells."),
+    click.option(
+        "--index", type=options.FOLDER, metavar="DIR", help="Publish the wheels whose cells are good to this index."
+    ),
+    click.option(
+        "--format",
+        "kind",
+        type=click.Choice(FORMATS),
+        help="Build nothing; print the wheels as jobs of this engine, or as JSON.",
+    ),
+    click.option(
+        "--cores",
+        type=click.IntRange(1),
+        metavar="N",
+        show_default=str(4),
+        help="With --format: most cores of a job.",
+    ),
+    click.option("--out", type=options.FOLDER, default="dist", show_default=True, help="Folder to write wheels to."),
+    click.option("--report", type=options.FILE, help="Also write the result to this file, as JSON."),
+    options.offline,
+)
+@options.cache
+@options.output
+@options.schema(Outcome)
+def command(file: Path, asked: Asked, cache_dir: Path | None, output: options.Output) -> None:
+    """Build the wheels of a matrix: recipes, CUDA versions, GPU archs, Python versions and other options, combined.
+
+    Every wheel is built once, whoever asked for it; a wheel that is there already is checked and kept. Cells that no
+    plan is possible for are shown with the reason. A cell that fails does not end the others. The same command
+    continues after an interruption.
+    """
+    asked.check()
+    cache = options.open_cache(cache_dir, offline=asked.offline)
+    every = cells.read(file)
+    with Board(output) as board:
+        expansion = _chosen(expand(running.foretell(every, _request, cache, board)), asked.only, file)
+        if asked.kind is None and not asked.dry_run and any(wheel.here for wheel in expansion.wheels):
+            settings = Settings(file, options.resolve(asked.out), asked.level, board.show)
+            done = running.run(expansion, settings, cache, board)
+            if asked.index is not None:
+                variants = any(wheel.planned.plan.variant is not None for wheel in expansion.wheels)
+                done = running.publish_all(done, Folder(asked.index, board.note), cache, board, variants=variants)
+                documents.write(done, running.report_file(settings, cache))
+        else:
+            done = running.outcome(expansion, file)
+    if asked.kind and expansion.wheels:
+        written = jobs.jobs(expansion, jobs.Wish(file, asked.cores or 4, asked.level, asked.out))
+        click.echo(formats.write(written, asked.kind, asked.out), nl=False)
+        if written.impossible:
+            click.echo("\n".join([TITLES["impossible"], *_reasons(written.impossible)]), err=True)
+        return
+    if asked.report is not None:
+        documents.write(done, asked.report)
+    output.show(done, "\n".join(wheel.file for wheel in done.wheels) if output.quiet else render(done), always=True)
+    _judge(done, asked, as_json=output.as_json)
+
+
+def _request(cell: Cell) -> Request:
+    """The request of a cell, as `dca wheel` reads its options.
+
+    Raises:
+        DcaError: DCA-201, 204 for a value of the wrong form.
+    """
+    try:
+        with _read.make_context("cell", list(cell.words)) as context:
+            request = _read.invoke(context)
+    except click.UsageError as error:
+        raise DcaError("DCA-201", error.format_message(), remedy="correct the cell's values.") from None
+    assert isinstance(request, Request)  # noqa: S101 - for mypy: click's `invoke` returns anything
+    return request
+
+
+def _chosen(expansion: Expansion, only: Sequence[str], file: Path) -> Expansion:
+    """The wheels of the named cells.
+
+    Raises:
+        DcaError: DCA-223 for an id that no cell has, and the reason against a cell without a plan.
+    """
+    if not only:
+        return expansion
+    for identity in only:
+        for cell in expansion.impossible:
+            if cell.cell.id == identity and cell.refusal:
+                raise cell.refusal
+        if not any(wheel.has(identity) for wheel in expansion.wheels):
+            raise DcaError(
+                "DCA-223",
+                f"--cell {identity}: {file} has no such cell.",
+                why="the ids are made from the cells' options, which may have changed.",
+                remedy="`dca matrix --dry-run` shows them; write the jobs of other engines again with --format.",
+            )
+    wheels = tuple(wheel for wheel in expansion.wheels if any(map(wheel.has, only)))
+    return replace(expansion, wheels=wheels, impossible=())
+
+
+def _judge(done: Outcome, asked: Asked, *, as_json: bool) -> None:
+    """End with an error if something failed, or if there is nothing to build.
+
+    Raises:
+        DcaError: with the exit code of the failures if they have one in common, else with that of a failed check.
+    """
+    if failed := done.failed:
+        troubles = [cell.trouble for cell in failed if cell.trouble]
+        alike = {trouble.exit_code for trouble in troubles}
+        raise DcaError(
+            troubles[0].code if len(alike) == 1 else "DCA-169",
+            f"{len(failed)} of {len(done.cells)} cells of {done.matrix} failed; the others did not wait for them.",
+            why="\n".join(f"{cell.id}  {cell.trouble.code}: {cell.trouble.what}" for cell in failed if cell.trouble),
+            remedy="fix what the report above says, and run the same command again: finished wheels are kept.",
+            answered=as_json,
+        )
+    if wrong := done.unpublished:
+        raise DcaError(wrong.code, wrong.what, why=wrong.why, remedy=wrong.remedy, answered=as_json)
+    # A plan is enough for one that is only planned, also if it is for another machine.
+    enough = ("planned", "elsewhere") if asked.dry_run else GOOD
+    if not any(cell.state in enough for cell in done.cells):
+        first = next(cell.trouble for cell in done.cells if cell.trouble)
+        codes = {cell.trouble.code for cell in done.cells if cell.trouble}
+        raise DcaError(
+            first.code if len(codes) == 1 and first.exit_code == ExitCode.NO_PLAN else "DCA-300",
+            f"no cell of {done.matrix} can be built on this machine.",
+            why=first.reason,
+            remedy=first.remedy or "see the reason of each cell above.",
+            answered=as_json,
+        )
+
+
+# --- as text -----------------------------------------------------------------------------------------------------
+
+
+def render(done: Outcome) -> str:
+    """A report as text: a line for each cell, then what failed and what is not built here."""
+    count = Counter(cell.state for cell in done.cells)
+    wheels = {wheel.plan: wheel for wheel in done.wheels}
+    named = len({cell.plan for cell in done.cells if cell.plan})
+    states = ", ".join(f"{number} {state}" for state, number in count.items())
+    lines = ["", f"{done.matrix}: {_count(len(done.cells), 'cell')}, {_count(named, 'wheel')}; {states}", ""]
+    for cell in done.cells:
+        lines.append(f"  {cell.id}  {cell.state:<10} {cell.version or '-':<45} {_figures(cell, wheels)}".rstrip())
+        lines.append(f"  {'':<21}{cell.options}")
+    for state, title in TITLES.items():
+        if chosen := [cell for cell in done.cells if cell.state == state]:
+            lines += ["", title, *_reasons(chosen)]
+    if done.wheels:
+        compiled = sum(wheel.objects_compiled_now for wheel in done.wheels)
+        size = _size(sum(wheel.bytes for wheel in done.wheels))
+        wheels_made, objects = _count(len(done.wheels), "wheel"), _count(compiled, "object")
+        lines += ["", f"  {wheels_made}, {size}, {objects} compiled, in {_time(done.seconds)}"]
+    if done.index:
+        lines.append(f"  Published to {done.index}: {len(done.added)} new")
+    return "\n".join(lines)
+
+
+def _figures(cell: CellResult, wheels: dict[str, WheelResult]) -> str:
+    """What a cell took, and what is in it, in words."""
+    parts = [f"Python {cell.python}"] if cell.python else []
+    if cell.state in GOOD and (wheel := wheels.get(cell.plan)):
+        parts.append(_time(cell.seconds))
+        if cell.state == "shared":
+            parts.append("0 objects compiled")
+        else:
+            parts.append(_size(wheel.bytes))
+            if wheel.objects:
+                parts.append(f"{wheel.objects_compiled_now} of {wheel.objects} objects compiled")
+            if used := wheel.compiler_cache:
+                parts.append(f"{used.hits} of {used.hits + used.misses} parts from {used.name}")
+    if proven := cell.proven:
+        total = proven.passed + len(proven.failed) + len(proven.untested)
+        parts.append(f"{proven.level}: {proven.passed} of {total} cases")
+    return ", ".join(parts)
+
+
+def _reasons(chosen: Sequence[CellResult]) -> list[str]:
+    """Why cells failed, or are not built here; what is said of several of them stands there once."""
+    same: dict[Trouble, list[CellResult]] = {}
+    for cell in chosen:
+        if cell.trouble:
+            same.setdefault(cell.trouble, []).append(cell)
+    lines = []
+    for trouble, cells_of_it in same.items():
+        lines += [f"  {cell.id}  {cell.options}" for cell in cells_of_it]
+        failed = cells_of_it[0].state == "failed"
+        text = f"{trouble.what} {trouble.why}" if failed else trouble.reason
+        lines += wrapped(f"            {trouble.code}: ", " ".join(text.split()))
+        for known in trouble.known[:1]:
+            lines += wrapped("            Known: ", f"{known.title} ({known.id}). {known.cause} {known.remedy}")
+        if failed and trouble.remedy:
+            lines += wrapped("            Next: ", " ".join(trouble.remedy.split()))
+    return lines
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+# --- live --------------------------------------------------------------------------------------------------------
+
+
+class Board(Reporter):
+    """A live table of the cells on a terminal; without one, lines as other commands write them, and one per cell.
+
+    Args:
+        output: how the command shows its progress.
+    """
+
+    def __init__(self, output: options.Output) -> None:
+        self._terminal = output.terminal()
+        self._live: Live | None = None
+        self._done: Outcome | None = None
+        self._now = ""
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Board:
+        if self._terminal.live:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True)
+            self._live = Live(console=console, transient=True, refresh_per_second=2, get_renderable=self._view)
+            self._live.start()
+        else:
+            self._terminal.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        else:
+            self._terminal.__exit__(kind, error, trace)
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A stage of a cell begins."""
+        self._now = f"{name}  {detail}"
+        if not self._live:
+            self._terminal.stage(name, detail)
+
+    def note(self, text: str) -> None:
+        """A permanent line."""
+        if self._live:
+            self._live.console.print(f"{'':>12}  {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._terminal.note(text)
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        """How far the stage is."""
+        if not self._live:
+            self._terminal.progress(done, total, text)
+        else:
+            self._now = f"{100 * done / total:.0f} %  {text}" if total else text
+
+    def work(self, work: Work) -> None:
+        """How far a compilation is."""
+        if not self._live:
+            self._terminal.work(work)
+        else:
+            left = "" if work.left is None else f", about {_time(work.left)} left"
+            self._now = f"compile  {work.finished} of {work.total} commands{left}"
+
+    def show(self, done: Outcome) -> None:
+        """Show the state of all cells."""
+        before = {cell.id: cell.state for cell in self._done.cells} if self._done else {}
+        for number, cell in enumerate(done.cells, start=1):
+            if before and before[cell.id] != cell.state:
+                self._since = time.monotonic()
+                if not self._live:
+                    why = f": {cell.trouble.code}: {cell.trouble.what}" if cell.trouble else ""
+                    self._terminal.stage(cell.state, f"{number} of {len(done.cells)}, {cell.id} {cell.version}{why}")
+        self._done = done
+
+    def _view(self) -> RenderableType:
+        """The table, and below it what is done now."""
+        from rich.console import Group
+        from rich.text import Text
+
+        now = Text(f"{'':>12}  {self._now}", style="cyan", no_wrap=True, overflow="ellipsis")
+        return Group(self._table(), now) if self._done else now
+
+    def _table(self) -> Table:
+        """The table, with as many cells around the current one as the terminal has rows for."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("", "cell", "state", "wheel", "options", "time"):
+            table.add_column(name, no_wrap=True, overflow="ellipsis")
+        if self._done is None or self._live is None:
+            return table
+        every = self._done.cells
+        at = next((number for number, cell in enumerate(every) if cell.state in ("building", "testing")), 0)
+        room = max(3, self._live.console.height - SPARED_ROWS)
+        first = max(0, min(at - room // 2, len(every) - room))
+        for number, cell in enumerate(every[first : first + room], start=first + 1):
+            spent = time.monotonic() - self._since if cell.state in ("building", "testing") else cell.seconds
+            state = Text(cell.state, style=STYLES.get(cell.state, "dim"))
+            row = (Text(cell.id), state, Text(cell.version), Text(cell.options), Text(_time(spent) if spent else ""))
+            table.add_row(Text(f"{number}/{len(every)}"), *row)
+        return table

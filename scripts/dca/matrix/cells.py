@@ -1,0 +1,164 @@
+"""The file of a matrix, and the cells that it stands for."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from dca.foundation import datafile, documents
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+
+SCHEMA = "dca.matrix/1"
+
+
+def _several(value: Any) -> Any:
+    """One value is a list of one; an empty list would make the whole table empty."""
+    if isinstance(value, str | bool):
+        return (value,)
+    if isinstance(value, list) and not value:
+        raise ValueError("the list is empty; remove the key, or give it a value")
+    return value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Flags = Annotated[tuple[bool, ...], BeforeValidator(_several)]
+
+
+class Axes(Value):
+    """Options of `dca wheel`, each with one value or a list of values; the table stands for every combination.
+
+    Args:
+        recipe: likewise all others: values of the option of that name. An empty text leaves the option out.
+    """
+
+    recipe: Texts = ()
+    cuda: Texts = ()
+    arch: Texts = ()
+    driver: Texts = ()
+    profile: Texts = ()
+    with_: Texts = Field((), alias="with")
+    model: Texts = ()
+    source: Texts = ()
+    companion: Texts = ()
+    prebuilt: Texts = ()
+    toolkit: Texts = ()
+    python: Texts = ()
+    dirty: Flags = ()
+    prebuilt_whole: Flags = Field((), alias="prebuilt-whole")
+    variants: Flags = ()
+    try_toolkit: Flags = Field((), alias="try-toolkit")
+    strict_cuda: Flags = Field((), alias="strict-cuda")
+
+    @property
+    def values(self) -> dict[str, tuple[str | bool, ...]]:
+        """The values of each option that the table has, by the option's name."""
+        return {name: value for name, value in self.model_dump(by_alias=True).items() if value}
+
+
+class MatrixFile(Value):
+    """The file of a matrix.
+
+    Args:
+        include: tables of cells; every combination of a table's values is a cell.
+        exclude: tables of cells to leave out: those whose options have one of the values, for every key of a table.
+    """
+
+    schema_: Literal["dca.matrix/1"] = Field(alias="schema")
+    include: Annotated[tuple[Axes, ...], Field(min_length=1)]
+    exclude: tuple[Axes, ...] = ()
+
+
+class Cell(Value):
+    """One combination: the options of one `dca wheel`.
+
+    Args:
+        options: values by option; a flag is true or false.
+    """
+
+    options: dict[str, str | bool]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options as words of a command line."""
+        words: list[str] = []
+        for name, value in self.options.items():
+            if value is True:
+                words.append(f"--{name}")
+            elif value:
+                words += [f"--{name}", str(value)]
+        return tuple(words)
+
+    @property
+    def text(self) -> str:
+        """The options as one command line would have them."""
+        return shlex.join(self.words)
+
+    @property
+    def id(self) -> str:
+        """A short name, which depends on the options alone: the same on every machine."""
+        return documents.digest(self.options)[:8]
+
+
+def read(path: Path) -> tuple[Cell, ...]:
+    """The cells of a matrix's file, in its order.
+
+    Raises:
+        DcaError: DCA-202 and 204 for the file, DCA-223 for an exclusion that leaves nothing out, and when no cell is
+            left or one stands there twice.
+    """
+    file = datafile.load(MatrixFile, path)
+    kept: dict[str, Cell] = {}
+    used: set[int] = set()
+    for number, cell in _every(file):
+        if hits := {place for place, axes in enumerate(file.exclude) if _matches(cell, axes)}:
+            used |= hits
+        elif cell.id in kept:
+            raise DcaError(
+                "DCA-223",
+                f"{_place(path, 'include', number)}: the cell `{cell.text}` is there twice.",
+                remedy="remove one of the two.",
+            )
+        else:
+            kept[cell.id] = cell
+    for place, axes in enumerate(file.exclude):
+        if not axes.values or place not in used:
+            raise DcaError(
+                "DCA-223",
+                f"{_place(path, 'exclude', place)}: the table leaves no cell out.",
+                why="it has no key." if not axes.values else "no cell has these values.",
+                remedy="correct its values, which are compared as they are written, or remove the table.",
+            )
+    if not kept:
+        raise DcaError(
+            "DCA-223", f"{path}: no cell is left.", why="the exclusions match all cells.", remedy="remove an exclusion."
+        )
+    return tuple(kept.values())
+
+
+def _every(file: MatrixFile) -> Iterator[tuple[int, Cell]]:
+    """Every cell with the number of its table, before exclusions."""
+    for number, axes in enumerate(file.include):
+        values = axes.values
+        for combination in itertools.product(*values.values()):
+            # What changes nothing is left out, so that the same cell is recognized.
+            options = {name: value for name, value in zip(values, combination, strict=True) if value not in ("", False)}
+            yield number, Cell(options=options)
+
+
+def _matches(cell: Cell, axes: Axes) -> bool:
+    absent = {False, ""}
+    return bool(axes.values) and all(
+        cell.options[name] in values if name in cell.options else bool(absent & set(values))
+        for name, values in axes.values.items()
+    )
+
+
+def _place(path: Path, table: str, number: int) -> str:
+    line = datafile.find_line(path.read_text(encoding="utf-8"), [table, number])
+    return f"{path}, line {line}" if line else str(path)

@@ -1,0 +1,85 @@
+"""Writes the jobs of a matrix in the formats of engines that run them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Literal
+
+import dca
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
+from dca.matrix.jobs import most
+from dca.matrix.values import Job, Jobs
+
+Format = Literal["github", "gitlab", "buildkite", "slurm", "json"]
+FORMATS: tuple[Format, ...] = ("github", "gitlab", "buildkite", "slurm", "json")
+TEMPLATES = Path(__file__).with_name("templates")
+LIMITS: dict[Format, int] = {"github": 256, "slurm": 1001}
+"""How many jobs an engine takes: GitHub of one matrix, Slurm as its MaxArraySize is by default."""
+ESCAPED: dict[Format, tuple[str, str]] = {"github": ("${{", "${{ '${{' }}"), "buildkite": ("$", "$$")}
+"""What an engine replaces in a text before anything else reads it, and how it is written so that it stays."""
+OWN = ".venv/bin/dca"
+"""The program in a checkout, after `make venv`."""
+
+
+def write(jobs: Jobs, kind: Format, out: Path) -> str:
+    """The text of a file that an engine takes.
+
+    Args:
+        jobs: at least one.
+        kind: the engine, or `json` for the jobs themselves.
+        out: folder of the wheels, as the jobs name it.
+
+    Raises:
+        DcaError: DCA-223 for more jobs than the engine takes.
+    """
+    if kind == "json":
+        return documents.dumps(jobs).decode()
+    if len(jobs.jobs) > LIMITS.get(kind, len(jobs.jobs)):
+        raise DcaError(
+            "DCA-223",
+            f"{jobs.matrix} gives {len(jobs.jobs)} wheels, and {kind} takes {LIMITS[kind]} jobs at a time.",
+            remedy="divide it into several files.",
+        )
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=False,  # noqa: S701 - it is no HTML; texts of YAML go through `quoted`
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["quoted"] = lambda text: _quoted(text.replace(*ESCAPED.get(kind, ("$", "$"))))
+    program = '"${DCA:-dca}"' if kind == "slurm" else OWN
+
+    def line(job: Job, report: str, cell: str = "") -> str:
+        return _line(program, job, report, cell)
+
+    cores, gib = most(jobs.jobs)
+    return environment.get_template(f"{kind}.j2").render(
+        jobs=jobs.jobs, matrix=jobs.matrix, cores=cores, gib=gib, out=out, line=line, version=dca.__version__
+    )
+
+
+def _quoted(value: str) -> str:
+    """A text as YAML reads it, whatever is in it: JSON's strings are YAML's."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _line(program: str, job: Job, report: str, cell: str) -> str:
+    """A job's command as a line of a shell.
+
+    Args:
+        program: as the shell reads it.
+        job: the job.
+        report: the file of its report; it may have a variable.
+        cell: the variable that names the cell, as the shell reads it; empty for the job's own.
+    """
+    words = [shlex.quote(word) for word in job.command[1:]]
+    if cell:
+        words[words.index("--cell") + 1] = f'"{cell}"'
+    return " ".join([program, *words, "--report", f'"{report}"' if "$" in report else shlex.quote(report)])

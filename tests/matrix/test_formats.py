@@ -1,0 +1,164 @@
+"""The jobs of a matrix as files: each is what its engine takes, and its lines build the cell that they name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dca.cli.matrix import command
+from dca.foundation.errors import DcaError
+from dca.matrix import formats
+from dca.matrix.formats import FORMATS, Format
+from dca.matrix.values import Job, Jobs
+from tests.support import ROOT
+
+BIN = Path(sys.executable).parent
+# Texts with what YAML, a shell or a template reads in its own way.
+ODD = 'a b\'s "c" #d: $e {{ f }} ${{ g }}.toml'
+
+
+def job(number: int, **more: Any) -> Job:
+    words = ("dca", "matrix", ODD, "--cell", f"{number:08x}", "--smoke", "cpu", "--out", "dist")
+    fields: dict[str, Any] = {
+        "id": f"{number:08x}",
+        "cells": (f"{number:08x}",),
+        "options": "--recipe one --arch 8.0",
+        "plan": "0123456789abcdef",
+        "version": "1.0+dca9.cu124",
+        "here": True,
+        "sources": 12,
+        "cores": 4,
+        "gib": 14,
+        "command": words,
+    }
+    return Job(**fields | more)
+
+
+JOBS = Jobs(matrix=ODD, sha256="0" * 64, jobs=(job(1), job(2, cores=2, gib=7, here=False, code="DCA-302", why="no.")))
+
+
+def written(kind: Format, jobs: Jobs = JOBS) -> str:
+    return formats.write(jobs, kind, Path("dist"))
+
+
+def parsed(line: str) -> None:
+    """Read a job's line as the command line does."""
+    words = shlex.split(line)
+    assert words[1] == "matrix"
+    with command.make_context("matrix", words[2:]) as context:
+        assert context.params["file"] == Path(ODD)
+        assert (context.params["level"], context.params["out"]) == ("cpu", Path("dist"))
+        assert len(context.params["only"]) == 1
+
+
+def valid(schema: str, text: str, folder: Path) -> None:
+    (folder / "file.yml").write_text(text)
+    done = subprocess.run(
+        [BIN / "check-jsonschema", "--builtin-schema", schema, folder / "file.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_github_takes_its_file(tmp_path: Path) -> None:
+    text = written("github")
+    valid("vendor.github-workflows", text, tmp_path)
+    wheel = yaml.safe_load(text)["jobs"]["wheel"]
+    rows = wheel["strategy"]["matrix"]["include"]
+    assert [(row["cell"], row["cores"], row["gib"]) for row in rows] == [("00000001", 4, 14), ("00000002", 2, 7)]
+    assert wheel["strategy"]["fail-fast"] is False
+    (line,) = [step["run"] for step in wheel["steps"] if "dca matrix" in step.get("run", "")]
+    parsed(line.replace("${{ '${{' }}", "${{"))
+    assert '--cell "$CELL"' in line
+
+
+def test_the_actions_of_githubs_file_are_those_of_this_projects_own_workflows() -> None:
+    own = set(re.findall(r"uses: (\S+)", (ROOT / ".github/workflows/wheel.yml").read_text()))
+    assert set(re.findall(r"uses: (\S+)", written("github"))) <= own
+
+
+def test_gitlab_takes_its_file(tmp_path: Path) -> None:
+    text = written("gitlab")
+    valid("vendor.gitlab-ci", text, tmp_path)
+    jobs = {name: one for name, one in yaml.safe_load(text).items() if name != ".wheel"}
+    assert list(jobs) == ["1.0+dca9.cu124 00000001", "1.0+dca9.cu124 00000002"]
+    one, two = jobs.values()
+    assert (one["variables"]["KUBERNETES_CPU_REQUEST"], two["variables"]["KUBERNETES_MEMORY_REQUEST"]) == ("4", "7Gi")
+    parsed(one["script"][0])
+    assert "--cell 00000002" in two["script"][0]
+
+
+def test_buildkite_takes_its_file(tmp_path: Path) -> None:
+    text = written("buildkite")
+    valid("vendor.buildkite", text, tmp_path)
+    steps = yaml.safe_load(text)["steps"]
+    assert [step["key"] for step in steps] == ["wheel-00000001", "wheel-00000002"]
+    # Its agent replaces variables before a shell reads the line.
+    line = steps[1]["command"][1]
+    assert "$" not in line.replace("$$", "")
+    parsed(line.replace("$$", "$"))
+
+
+@pytest.mark.slow
+def test_slurms_script_runs_the_cell_of_its_task_as_a_stand_in_for_dca_shows(tmp_path: Path) -> None:
+    script = tmp_path / "matrix.sh"
+    script.write_text(written("slurm"))
+    # A name with a dollar stands between single quotes, on purpose.
+    checked: list[str | Path] = [BIN / "shellcheck", "--exclude", "SC2016", script]
+    done = subprocess.run(checked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    head = re.findall(r"^#SBATCH (\S+)$", script.read_text(), re.MULTILINE)
+    assert {"--array=0-1", "--cpus-per-task=4", "--mem=14G"} <= set(head)
+    stand_in = tmp_path / "stand in"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    for task, cell in (("0", "00000001"), ("1", "00000002"), ("2", "")):
+        env = {"PATH": "/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": task, "DCA": str(stand_in)}
+        ran = subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=False)
+        if cell:
+            words = [
+                "matrix",
+                ODD,
+                "--cell",
+                cell,
+                "--smoke",
+                "cpu",
+                "--out",
+                "dist",
+                "--report",
+                f"matrix-{cell}.json",
+            ]
+            assert ran.stdout.splitlines() == words
+        else:
+            assert (ran.returncode, ran.stderr) == (2, "there is no job 2 in this matrix\n")
+
+
+def test_json_is_the_jobs_themselves() -> None:
+    assert Jobs.model_validate(json.loads(written("json"))) == JOBS
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_reason_of_a_job_reaches_a_file_as_more_than_its_code(kind: Format) -> None:
+    """It may quote a server's answer."""
+    text = written(kind, JOBS.model_copy(update={"jobs": (job(1, here=False, code="DCA-301", why="no\n- evil: 1"),)}))
+    assert "DCA-301" in text
+    assert "\n- evil" not in text
+
+
+def test_an_engine_is_not_given_more_jobs_than_it_takes() -> None:
+    many = JOBS.model_copy(update={"jobs": tuple(map(job, range(257)))})
+    with pytest.raises(DcaError) as wrong:
+        written("github", many)
+    assert wrong.value.code == "DCA-223"
+    assert "257 wheels, and github takes 256" in wrong.value.what
+    assert len(yaml.safe_load(written("buildkite", many))["steps"]) == 257
