@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from dca.foundation import store
 from dca.smoke import Smoke
-from tests.support import RunDca
+from tests.support import ROOT, RunDca
 from tests.support.engine_mutants import BY_CASE
 from tests.support.mutants import Mutant
 
@@ -69,6 +70,27 @@ def test_all_but_two_of_them_are_found_in_no_layer(dca: RunDca, wheel: Path, tmp
     cases = [word for case in OF_LAYER for word in ("--case", case)]
     told = smoke(dca, wheel, "--level", "cpu", *cases, *overlays(wheel, tuple(MUTANTS), tmp_path), code=8)
     assert {Path(one.overlay).name for one in told.cases if not one.passed} == FOUND_IN_A_LAYER
+
+
+RANKS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from in_wheel_env.proof import engine, processes
+from in_wheel_env.proof.case import Untestable
+try:
+    processes.by_ranks(engine.RANKS, sys.argv[1], [])
+except Untestable as reason:
+    print(reason)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_of_a_release_that_starts_them_itself_cannot_be_tested(build_python: Path, tmp_path: Path) -> None:
+    store.write_bytes(tmp_path / "vllm/__init__.py", b"")
+    store.write_bytes(tmp_path / "vllm/executor/uniproc_executor.py", b"class UniProcExecutor: ...")
+    argv: list[str | Path] = [build_python, "-c", RANKS, tmp_path, ROOT / "scripts/dca"]
+    done = subprocess.run(argv, text=True, capture_output=True, check=True)
+    assert "no ranks that another program starts" in done.stdout
 
 
 def test_faults_are_as_many_as_promised_and_each_is_named_once() -> None:

@@ -146,7 +146,8 @@ def command(
             "DCA-834",
             f"{len(untested)} of {len(result.cases)} cases of {result.wheel} could not be tested; the others passed.",
             why=_reasons(untested),
-            remedy=f"provide what is missing. Repeat one case: {untested[0].repeat}",
+            remedy="provide what is missing, where that is possible; nothing was found wrong with the wheel. Repeat "
+            f"one case: {untested[0].repeat}",
             answered=output.as_json,
         )
 

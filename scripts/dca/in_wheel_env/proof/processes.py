@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import tiny
-from .case import Wrong
+from .case import Untestable, Wrong
 from .engine import MOST, Answer, Plan, Seen
 
 # Of a machine on which several engines run at once: how long until a server is ready, and until its answers are there.
@@ -27,6 +29,8 @@ RANK = Path(__file__).resolve().parents[1] / "workers/engine_rank.py"
 # Characters of a program's output that are kept.
 LOGGED = 20_000
 ERROR = re.compile(r"DCA-\d+: |[\w.]*(Error|Exception|Exit): ")
+# What runs the ranks that another program has started, in releases that can.
+LAUNCHED = "ExecutorWithExternalLauncher"
 # Tokens are named by their numbers in answers, if they are asked to be.
 NUMBER = "token_id:"
 
@@ -36,6 +40,7 @@ def over_http(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[li
     _write_tokenizer(Path(folder))
     port = _free_port()
     words = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
+    words.append("--return-tokens-as-token-ids")
     words += [word for name, value in plan.arguments.items() for word in _flag(name, value)]
     asked = {
         "model": "tiny",
@@ -44,10 +49,10 @@ def over_http(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[li
         "temperature": 0,
         "logprobs": MOST,
         "ignore_eos": True,
-        "return_tokens_as_token_ids": True,
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
-    with _started(command, Path(folder, "server.log"), {}) as server:
+    # Releases differ in the module of the program.
+    (program,) = importlib.metadata.entry_points(group="console_scripts", name="vllm")
+    with _started([sys.executable, "-m", program.module, *words], Path(folder, "server.log"), {}) as server:
         _wait_until_ready(server, port)
         answer = _ask(port, "/v1/completions", asked)
     choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
@@ -59,7 +64,12 @@ def by_ranks(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[lis
 
     Raises:
         Wrong: a rank ended early, or they do not agree.
+        Untestable: the release starts its ranks itself, all of them on the GPUs of one machine.
     """
+    if LAUNCHED not in _source("executor/uniproc_executor.py"):
+        raise Untestable(
+            "this release has no ranks that another program starts, and an emulated GPU is the only one of its process"
+        )
     count = int(plan.settings["tensor_parallel_size"])
     Path(folder, "prompts.json").write_text(json.dumps(list(prompts)))
     # NCCL needs GPUs: vLLM leaves it alone if its library is not there. Each rank has a GPU 0 of its own.
@@ -99,6 +109,13 @@ def by_ranks(plan: Plan, folder: str, prompts: Sequence[list[int]]) -> tuple[lis
         for words, scores in first["answers"]
     ]
     return answers, Seen(first["steps"], first["counts"])
+
+
+def _source(path: str) -> str:
+    """A module of the wheel as it is written; "" where it has none of this name."""
+    package = importlib.util.find_spec("vllm")
+    file = Path(str(package and package.origin)).parent / path
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 class _Program:

@@ -191,7 +191,7 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
         skip: how many of them were run before.
         progress: of this process.
     """
-    from dca.in_wheel_env.proof.case import KNOWN, Wrong, label
+    from dca.in_wheel_env.proof.case import KNOWN, Untestable, Wrong, label
 
     seed, findings = REQUEST["seed"], Findings()
     for number, case in enumerate(cases[skip:], start=skip + 1):
@@ -204,17 +204,19 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
             result |= {"passed": True, "figures": case.run(seed)}
         except Wrong as wrong:
             result |= {"passed": False, "detail": str(wrong)}
+        except Untestable as reason:
+            result |= {"passed": False, "tested": False, "detail": str(reason)}
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
         found = findings.read()
         if fault := found.wrong():
-            result |= {"passed": False, "detail": fault}
+            result |= {"passed": False, "tested": True, "detail": fault}
         elif found.known and result["passed"]:
             known = [result["figures"][KNOWN]] if KNOWN in result["figures"] else []
             result["figures"][KNOWN] = " ".join([*known, *found.known])
         tell(**result, seconds=round(time.monotonic() - started, 3))
         if not result["passed"]:
-            if REQUEST.get("first"):
+            if REQUEST.get("first") and result.get("tested", True):
                 break
             if not device_works():
                 # CUDA refuses every further call of this process.
