@@ -53,8 +53,7 @@ class Wanted:
         api: how prompts are sent.
         max_model_len: tokens that the server takes; None if it does not say.
         data: folder of the data that some tasks need.
-        essays: where the essays are in it.
-        questions: where the questions of each task are in it.
+        known: the tasks, and what they are made of.
     """
 
     tokenizer: Path
