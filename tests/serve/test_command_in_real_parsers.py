@@ -43,6 +43,7 @@ BOTH = [
     # The model of four key heads: eight ranks hold each twice.
     ["{wide}", "--gpus", "8x80", "--tp", "8", "--decode-context-parallel-size", "2", *SMALL],
     ["{mixture}", "--gpus", "4x80", "--enable-expert-parallel", *SMALL],
+    ["Org/Own@abc", "--gpus", "1x24", *SMALL],
 ]
 NEWER = [
     [ORDINARY, "--gpus", "1x24", "--kv-offloading-size", "4", *SMALL],
@@ -73,8 +74,9 @@ class Printed:
 
 
 def files(place: Path) -> dict[str, str]:
-    """Models of shapes that build/models does not have, and a chat template, which the parser looks for."""
+    """Models of shapes that build/models does not have, one in a hub's cache, and a chat template, which must exist."""
     (place / "my.jinja").write_text("{{ messages }}")
+    folder(place / "hub/models--Org--Own/snapshots/abc")
     wide = folder(place / "wide", num_attention_heads=32, num_key_value_heads=4, hidden_size=4096)
     mixture: dict[str, Any] = {
         "architectures": ["Qwen2MoeForCausalLM"],
@@ -189,9 +191,15 @@ def used() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_parser_of_the_engine_reads_every_line_as_it_is_meant(
-    name: str, engines: Engines, used: dict[str, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    engines: Engines,
+    used: dict[str, set[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = files(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     asked = [
         printed([word.format(**made) for word in (*words, *SERVER)], tmp_path / "bin", capsys)
         for words in ENGINES[name]

@@ -219,7 +219,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     shape, gpus = subject.shape, subject.gpus
     total = gpus.memory_gib * GIB * planned.settings.tp * planned.settings.pp / 1e9
     if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
-        enough = "fewer than" if total < shape.minimum_gb else "enough for"
+        enough = "below" if total < shape.minimum_gb else "enough for"
         yield f"{total:.0f} GB of GPU memory are {enough} the {shape.minimum_gb} GB that the model's card requires."
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
