@@ -76,6 +76,8 @@ def test_a_cells_id_depends_on_its_options_alone(tmp_path: Path) -> None:
         (HEAD + "[[include]]\ncuda = []\n", "DCA-202", "line 3: wrong value for `include.0.cuda`"),
         (HEAD + "[[include]]\nrecipe = true\n", "DCA-202", "line 3: wrong value for `include.0.recipe.0`"),
         (HEAD + '[[include]]\nvariants = "yes please"\n', "DCA-202", "line 3: wrong value for `include.0.variants.0`"),
+        (HEAD + '[[include]]\nmodel = "a\\nb"\n', "DCA-202", "line 3: wrong value for `include.0.model`"),
+        (TWO + '[[exclude]]\narch = ["8.0", "\\u2028"]\n', "DCA-202", "line 6: wrong value for `exclude.0.arch`"),
         (HEAD + "[[include]\n", "DCA-202", "is not TOML"),
         (
             TWO + '[[include]]\ncuda = "12.8"\nrecipe = "two"\n',

@@ -689,7 +689,7 @@ def stops(subject: Subject) -> Iterator[Finding]:
             yield subject.error(
                 "DCA-134",
                 f"{reader.title} fails on `{DCA}`.",
-                "remove it with `dca config drop-dca`, or serve it with a plugin, which `dca plan` names.",
+                "remove it with `dca config drop-dca`, or serve it with a wheel of a recipe that `dca plan` names.",
                 *subject.at(DCA),
             )
 

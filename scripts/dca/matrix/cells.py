@@ -18,11 +18,16 @@ SCHEMA = "dca.matrix/1"
 
 
 def _several(value: Any) -> Any:
-    """One value is a list of one; an empty list would make the whole table empty."""
+    """One value is a list of one; an empty list would make the whole table empty.
+
+    Values stand in comments of the files that `formats` writes, where a line break would begin a line of the program.
+    """
     if isinstance(value, str | bool):
-        return (value,)
+        value = [value]
     if isinstance(value, list) and not value:
         raise ValueError("the list is empty; remove the key, or give it a value")
+    if isinstance(value, list) and not all(str(one).isprintable() for one in value):
+        raise ValueError("a value has a line break or another character that cannot be printed")
     return value
 
 

@@ -600,7 +600,7 @@ def sglang_reader() -> tuple[str, Any]:
             "base": own.get("rope_theta") or held(text, "rope_theta", 10000),
             "rope_scaling": own or None,
             "partial_rotary_factor": own.get("partial_rotary_factor") or held(text, "partial_rotary_factor", 1.0),
-            "dual_chunk_attention_config": held(config, "dual_chunk_attention_config") if backend else None,
+            "dual_chunk_attention_config": held(config, "dual_chunk_attention_config"),
         }
         seen: dict[str, Any] = {}
         create(SGLANG_ROTARY, package.get_rope, seen, **arguments)
