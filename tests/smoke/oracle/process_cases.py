@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dca.in_wheel_env.proof import engine, processes
-from dca.in_wheel_env.proof.case import Wrong
+from dca.in_wheel_env.proof.case import Untestable, Wrong
 
 # A server with the paths that are asked for. It says what it was asked in the tokens of its answer.
 SERVER = """
@@ -51,16 +51,27 @@ HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_
 
 
 @pytest.fixture
-def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Installs a stand-in of `vllm.entrypoints.cli.main`, and returns a folder for the model."""
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `vllm` with a console script and nothing in it, found by this process and those it starts."""
+    site = tmp_path / "packages"
+    installed = site / "vllm-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[console_scripts]\nvllm = vllm.command:main\n")
+    home = site / "vllm"
+    home.mkdir()
+    (home / "__init__.py").touch()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return home
+
+
+@pytest.fixture
+def command_line(package: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Writes the module that the console script `vllm` names, and returns a folder for the model."""
 
     def install(code: str) -> Path:
-        home = tmp_path / "packages/vllm/entrypoints/cli"
-        home.mkdir(parents=True)
-        for folder in (home, *home.parents[:2]):
-            (folder / "__init__.py").touch()
-        (home / "main.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+        (package / "command.py").write_text(code)
         (tmp_path / "model").mkdir()
         return tmp_path / "model"
 
@@ -110,8 +121,10 @@ json.dump({"answers": answers, "steps": 3, "counts": {"pieces": 1}}, open(result
 
 
 @pytest.fixture
-def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def ranks(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Replaces the program of a rank by a stand-in, and returns a folder for the model."""
+    (package / "executor").mkdir()
+    (package / "executor/uniproc_executor.py").write_text(f"class {processes.LAUNCHED}: ...\n")
 
     def install(*, ends: bool = False, differs: bool = False) -> str:
         program = tmp_path / "rank.py"
@@ -136,6 +149,13 @@ def test_stand_in_ranks_that_disagree_fail(ranks: Callable[..., str]) -> None:
 def test_a_stand_in_rank_that_ends_early_fails_although_the_other_waits_for_it(ranks: Callable[..., str]) -> None:
     with pytest.raises(Wrong, match="ended with 1: no second device"):
         processes.by_ranks(engine.RANKS, ranks(ends=True), [[9]])
+
+
+def test_ranks_of_a_release_that_starts_them_itself_cannot_be_tested(ranks: Callable[..., str], package: Path) -> None:
+    folder = ranks()
+    (package / "executor/uniproc_executor.py").unlink()
+    with pytest.raises(Untestable):
+        processes.by_ranks(engine.RANKS, folder, [[9]])
 
 
 def test_no_program_is_left_behind(command_line: Callable[[str], Path], tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ SPARSE = Plan(
     at_once=1,
     demands=("pieces",),
 )
-# Each head has other numbers. Some models differ from the oracle by more than 1 in two releases alike, most likely
-# because bfloat16 chooses another last line; so this one is always the same, and the bound leaves room for it.
+# Each head has other numbers. Some models differ from the oracle by more than 1, in two releases alike. Why is not known,
+# and rounding does not explain it. So this one is always the same, and the bound leaves room for what it differs by.
 LINES = replace(
     SPARSE,
     model=replace(SPARSE.model, table=((20, 100), (25, 104), (30, 110), (22, 101))),
