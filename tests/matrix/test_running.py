@@ -246,7 +246,12 @@ def test_a_matrix_that_cannot_be_built_is_one_error(
     ("words", "said"),
     [
         (["--format", "json", "--dry-run"], "--format builds nothing"),
-        (["--format", "json", "--index", "i"], "--format builds nothing"),
+        (["--format", "json", "--report", "r"], "--format builds nothing"),
+        (["--format", "gitlab", "--action", f"a/b@{'0' * 40}"], "--action needs --format github"),
+        (["--format", "github", "--action", "a/b@v1"], "is not OWNER/NAME@COMMIT"),
+        (["--format", "github", "--index", "/srv/index"], "is no folder of the repository"),
+        (["--index", "i", "--s3", "s3://b/p"], "exclude each other"),
+        (["--dry-run", "--s3", "s3://b/p"], "--dry-run builds nothing"),
         (["--dry-run", "--smoke", "cpu"], "--dry-run builds nothing"),
         (["--cores", "4"], "--cores needs --format"),
     ],
