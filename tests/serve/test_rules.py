@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": THIRTY, "recipe": "qwen-fork", "expert_parallel": True, "length": 4096}, ["DCA-158", "DCA-168"]),
     ({"dtype": "float32"}, ["DCA-153"]),
     ({"where": "4xT4", "length": 32_768}, ["DCA-152", "DCA-153"]),
-    ({"where": "4xB200"}, ["DCA-153"]),
+    ({"where": "4xB200", "recipe": "qwen-fork"}, ["DCA-153"]),
     ({"kv_cache_dtype": "fp8_e4m3"}, ["DCA-154"]),
     ({"prefix_caching": True}, ["DCA-154"]),
     ({"block_size": 8}, ["DCA-154"]),
@@ -122,7 +122,7 @@ def test_a_gpu_that_nobody_has_tried_gets_a_warning_and_one_without_kernels_the_
     assert [(one.code, one.severity) for one in tried.findings if "nobody has run" in one.what] == [
         ("DCA-153", "warning")
     ]
-    (error,) = planned(model, where, **given).errors
+    (error,) = planned(model, where, **given | {"recipe": "qwen-fork"}).errors
     assert error.remedy.startswith("serve with a wheel of vllm-0.10.2 or vllm-0.10.1.1 (--recipe), ")
 
 
@@ -803,6 +803,20 @@ def test_a_wrong_key_of_the_data_is_refused_with_its_place(tmp_path: Path) -> No
     with pytest.raises(DcaError, match="qwen-fork") as refused:
         engines.load_all(tmp_path / "serving")
     assert refused.value.code == "DCA-202"
+
+
+@pytest.mark.parametrize("where", ["8xB200", "1xRTX-5090", "2xGB10", "1xRTX-5090,1xRTX-4090"])
+def test_without_a_recipe_the_plan_is_for_one_whose_kernels_the_gpus_have(where: str) -> None:
+    cards = gpus.parse(where, 1)
+    made = plan.make(*plan.subject_of(SEVEN, server_rules.Asked(), gpus=cards))
+    recipe = recipes.find(made.recipe, ALL).recipe
+    assert recipe.lean.capabilities.issuperset(cards.archs)
+    first = recipes.compiling(ALL)[0].recipe
+    assert not first.lean.capabilities.issuperset(cards.archs), "else this proves nothing"
+    assert f"and its kernels for compute capability {' and '.join(cards.archs)}." in made.recipe_reason
+    # Nothing has kernels for these: it is the first one that says so.
+    told = plan.make(*plan.subject_of(SEVEN, server_rules.Asked(), gpus=gpus.parse("8xT4", 1)))
+    assert (told.recipe, "kernels for" in told.recipe_reason) == (first.name, False)
 
 
 @pytest.mark.parametrize(

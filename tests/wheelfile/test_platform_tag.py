@@ -12,7 +12,6 @@ import pytest
 
 from dca.binaries import elf
 from dca.binaries.newer import MOST_NAMED, OLDEST, VERSIONS, newer
-from dca.catalogue.machine import glibc
 from dca.foundation import data
 from dca.wheelfile.platform_tag import platform_tag
 

@@ -332,7 +332,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     if not subject.shape.dual_chunk:
         return
     recipe = subject.recipe.recipe
-    supported = {arch.rstrip("a") for arch in recipe.lean.archs}
+    supported = recipe.lean.capabilities
     for arch in subject.gpus.archs:
         if arch not in supported:
             yield _error(
