@@ -805,6 +805,43 @@ def test_a_wrong_key_of_the_data_is_refused_with_its_place(tmp_path: Path) -> No
     assert refused.value.code == "DCA-202"
 
 
+@pytest.mark.parametrize(
+    ("version", "model", "said"),
+    [
+        ("0.8.5", SEVEN, "added in 0.9"),
+        ("0.9.1", THIRTY, "not for Qwen3MoeForCausalLM"),
+        ("0.11.0", SEVEN, "removed in 0.11"),
+        ("0.32.0", SEVEN, "removed in 0.11"),
+    ],
+)
+def test_published_releases_without_dual_chunk_attention_for_a_model_say_so(
+    version: str, model: str, said: str
+) -> None:
+    told = planned(model, "4xH200", version=version)
+    assert codes(told) == ["DCA-158"]
+    assert said in told.errors[0].what
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "recipe"),
+    [
+        ("0.9.0", SEVEN, "vllm-0.9.2"),
+        ("0.9.2", SEVEN, "vllm-0.9.2"),
+        ("0.10.0", THIRTY, "vllm-0.10.1.1"),
+        ("0.10.1.1", THIRTY, "vllm-0.10.1.1"),
+        ("0.10.2", THIRTY, "vllm-0.10.2"),
+    ],
+)
+def test_a_published_release_with_dual_chunk_attention_is_started_as_the_recipe_of_it_with_a_warning(
+    version: str, model: str, recipe: str
+) -> None:
+    stock, ours = (planned(model, "4xH200", **more) for more in ({"version": version}, {"recipe": recipe}))
+    assert (codes(stock), stock.recipe) == ([], f"vLLM {version}")
+    assert f"guards of the recipe {recipe}" in warnings(stock)["DCA-158"]
+    assert stock.environment == ours.environment
+    assert flags(stock) == flags(ours)
+
+
 @pytest.mark.parametrize("where", ["8xB200", "1xRTX-5090", "2xGB10", "1xRTX-5090,1xRTX-4090"])
 def test_without_a_recipe_the_plan_is_for_one_whose_kernels_the_gpus_have(where: str) -> None:
     cards = gpus.parse(where, 1)

@@ -21,6 +21,8 @@ Version = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
 OWN_SAMPLING = (0, 8)
 """The first version that reads generation_config.json by itself."""
+ADDED, DROPPED = (0, 9), (0, 11)
+"""The first version of vLLM with dual chunk attention, and the first one without it again."""
 V1 = "VLLM_USE_V1"
 """Selects the V0 or V1 engine of a vLLM that has both."""
 
@@ -53,7 +55,7 @@ class Engine(Value):
             env: environment variables that the server would see.
         """
         if self.stock:
-            return versions.of(self.recipe).v1
+            return versions.of(self.recipe).v1 and not (shape.dual_chunk and V1 in self.environment)
         if self.v1:
             return True
         # A recipe that turns V1 off for dual chunk attention has V1, and serves every other model with it.
@@ -136,18 +138,34 @@ def _serves(shape: Shape, loaded: Loaded) -> bool:
     return bool(set(shape.architectures) & set(served))
 
 
-def published(version: str) -> Engine:
-    """VLLM as it is published, of a version."""
+def published(version: str, known: tuple[Loaded, ...]) -> Engine:
+    """VLLM as it is published, of a version; it starts dual chunk attention as the release of a recipe does.
+
+    Args:
+        version: of vLLM.
+        known: every recipe.
+    """
+    release = released(version, known)
+    engine = of(release.recipe.name) if release else None
     return Engine(
         schema="dca.serving/1",
         recipe=version,
-        environment={},
-        architectures=(),
+        environment=engine.environment if engine else {},
+        architectures=engine.architectures if engine else (),
         tool_parser="hermes",
         own_sampling=versions.order(version) >= OWN_SAMPLING,
-        structured_output=True,
+        structured_output=engine.structured_output if engine else True,
         stock=True,
     )
+
+
+def released(version: str, known: tuple[Loaded, ...]) -> Loaded | None:
+    """The recipe of a version of vLLM with dual chunk attention, or of the next version that one has; else None."""
+    number = versions.order(version)
+    if not ADDED <= number < DROPPED:
+        return None
+    bases = {versions.order(loaded.recipe.base_version): loaded for loaded in reversed(recipes.compiling(known))}
+    return next((bases[base] for base in sorted(bases) if base >= number), None)
 
 
 def served(shape: Shape, known: tuple[Loaded, ...]) -> bool:

@@ -358,7 +358,8 @@ def subject_of(
         reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
-        engine = engines.published(version)
+        engine = engines.published(version, known)
+        loaded = (engines.released(version, known) if shape.dual_chunk else None) or loaded
     v1 = engine.is_v1(shape, env or {}) if asked.v1_told is None else asked.v1_told
     released = loaded.recipe.engine.version if loaded.recipe.engine else loaded.recipe.base_version
     asked = replace(asked, v1=v1, stock=engine.stock, version=version or released)

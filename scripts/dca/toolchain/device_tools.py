@@ -120,8 +120,8 @@ def _call(words: Sequence[str | Path], work: Path, run: Run) -> None:
     Raises:
         ToolError: with the program's first error.
     """
-    # They run while sources are compiled, which takes longer: with as much of the processors, one of those would be left
-    # at the end, alone.
+    # They run while sources are compiled, which takes longer: with as much of the processors, one of those would be
+    # left at the end, alone.
     give_way = runner.Supervision(nice=10)
     done = runner.run(words, cwd=work, log=run.log, timeout=TOOL_SECONDS, supervision=give_way)
     if not done.ok:
