@@ -101,6 +101,7 @@ def uploads(job: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_wheels_of_somebody_elses_repository_come_to_its_pages_with_a_stand_in_of_the_runner(
     tmp_path: Path,

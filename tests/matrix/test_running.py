@@ -413,6 +413,7 @@ def test_a_driver_killed_at_any_moment_goes_on_and_publishes_each_wheel_once(
     assert any(killed) or len(killed) < 10
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_jobs_on_many_machines_publish_each_wheel_once_to_one_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
