@@ -31,8 +31,10 @@ LAUNCHER = Path("generated/launch")
 """Starts every compiler. It is part of each command, so with or without a compiler cache ninja compiles the same."""
 KEEPER = Path("generated/keep-ptx")
 """Starts the launcher for nvcc, and keeps the PTX that nvcc makes (`keeping`)."""
-SPECS = b"*cc1plus:\n+ @../generated/prefixes.rsp\n\n"
-"""Lets g++ hand a response file on unread: a compiler cache would put its paths into the keys of objects."""
+SPECS = b"*cc1plus:\n+ %{,c++-cpp-output:;:@../generated/prefixes.rsp}\n\n"
+"""Lets g++ hand a response file on unread: a compiler cache would put its paths into the keys of objects.
+
+What is preprocessed already has the names, and is compiled on machines that have no such file."""
 PLAIN = b'#!/bin/sh\nexec "$@"\n'
 """The launcher without a compiler cache."""
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dca.catalogue import compiler_caches
 from dca.catalogue.plan import PlannedCache
 from dca.compile import cmake
+from dca.compile.compiler_cache.builders import Builders
 from dca.compile.compiler_cache.ccache import Ccache
-from dca.compile.compiler_cache.probe import admit
+from dca.compile.compiler_cache.probe import admit, admit_builders
 from dca.compile.compiler_cache.remote import silence
 from dca.compile.compiler_cache.sccache import Sccache
 from dca.compile.compiler_cache.tool import Counts, Places, Tool, Unusable, write_scripts
@@ -40,6 +41,7 @@ class CacheUse(Value):
         misses: parts that were compiled and added.
         errors: lookups and additions that failed.
         off: why the build, or the rest of it, went on without the cache; empty if it was used to the end.
+        builders: how parts were distributed to other machines; None without a scheduler.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CacheUse(Value):
     misses: int = 0
     errors: int = 0
     off: str = ""
+    builders: Builders | None = None
 
 
 class Session:
@@ -89,6 +92,7 @@ class Session:
             if self._planned is None or self._off or self._closed:
                 return
             self._off = why
+            self._last_of_builders()
             write_scripts(self.folder.path)
             if self._tool is not None:
                 if self._begun:
@@ -125,6 +129,9 @@ class Session:
             if not alive:
                 self.switch_off("it ended by itself.")
                 return
+            if self._tool.gate and (why := self._tool.gate.hung):
+                self.switch_off(why)
+                return
             if silent == 2:
                 self.switch_off(f"{kind} at {secrets.redact(address)} does not answer any more: {why}.")
                 return
@@ -133,6 +140,7 @@ class Session:
         """Count the hits, and stop the cache when all is stored."""
         with self._switching:
             self._closed = True
+            self._last_of_builders()
             if self._tool is not None and not self._off:
                 self._counts = self._tool.counts().since(self._before)
                 self._tool.finish()
@@ -145,9 +153,21 @@ class Session:
             name=self._planned.name,
             version=self._planned.version,
             storage=self._planned.shared or "local",
+            hits=self._counts.hits,
+            misses=self._counts.misses,
+            errors=self._counts.errors,
             off=self._off,
-            **dataclasses.asdict(self._counts),
+            builders=self._distributed(),
         )
+
+    def _last_of_builders(self) -> None:
+        """Read what the launcher has left of failures, before its folder goes."""
+        if self._tool is not None and self._tool.gate:
+            self._tool.gate.blame()
+
+    def _distributed(self) -> Builders | None:
+        gate = self._tool.gate if self._tool else None
+        return gate.used(self._counts.places, self._counts.returned) if gate else None
 
 
 @contextlib.contextmanager
@@ -199,5 +219,7 @@ def _started(planned: PlannedCache, job: Job, session: Session, stack: contextli
     # A remote that falls silent during the probe would hold it up as long as any other compile.
     kind = remote.kind if remote else ""
     threading.Thread(target=session.watch, args=(address, kind, ended), daemon=True).start()
+    if tool.gate:
+        admit_builders(tool, tool.gate, places, session.folder, run)
     admit(tool, planned, places, session.folder, run)
     return tool

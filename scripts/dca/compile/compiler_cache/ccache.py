@@ -14,6 +14,8 @@ from dca.foundation.run import Run
 class Ccache:
     """ccache, which has no server."""
 
+    gate = None
+
     def __init__(self, planned: PlannedCache, places: Places, variables: Mapping[str, str], run: Run) -> None:
         self.scripts = {"launch": f'#!/bin/sh\nexec {shlex.quote(planned.path)} "$@"\n'}
         self._log = places.work / "ccache.log"

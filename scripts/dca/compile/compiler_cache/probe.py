@@ -10,6 +10,7 @@ from pathlib import Path
 from dca.binaries import elf
 from dca.catalogue.plan import PlannedCache
 from dca.compile import cmake, keeping
+from dca.compile.compiler_cache.builders import Gate
 from dca.compile.compiler_cache.tool import Places, Tool, Unusable, write_scripts
 from dca.foundation import documents, runner, store
 from dca.foundation.run import Run
@@ -40,6 +41,8 @@ def admit(tool: Tool, planned: PlannedCache, places: Places, folder: cmake.Build
     if not flags:
         return
     identity = [planned.name, planned.version, places.job.plan.host_compiler_version, flags, _SMALL, keeping.SCRIPT]
+    if tool.gate:
+        identity.append("builders")
     kept = run.cache.folder("admitted", documents.digest(identity)[:16])
     if kept.is_file():
         return
@@ -51,13 +54,64 @@ def admit(tool: Tool, planned: PlannedCache, places: Places, folder: cmake.Build
     before = tool.counts()
     again = probe.compile(second)
     counted = tool.counts().since(before)
-    if counted.misses or not counted.hits:
+    # For a builder sccache keeps the numbers of lines, and with them the name of a temporary folder, in what nvcc gives to the
+    # host's compiler, which is therefore never found.
+    if not counted.hits or (counted.misses and not tool.gate):
         raise Unusable("it does not find the object of the same source, compiled with nvcc in another folder.")
     if not (elf.same_objects(wanted, found) and elf.same_objects(wanted, again)):
         raise Unusable("its objects differ from those that nvcc compiles.")
     if elf.same_objects(wanted, probe.compile(changed, one=2)):
         raise Unusable("it takes the object of another source.")
     store.write_bytes(kept, documents.canonical(identity))
+
+
+def admit_builders(tool: Tool, gate: Gate, places: Places, folder: cmake.BuildFolder, run: Run) -> None:
+    """Compile a small kernel on every builder, with the flags of the build's first kernel; leave out those that fail.
+
+    Args:
+        tool: the running cache.
+        gate: through which it asks for builders.
+
+    Raises:
+        Unusable: when the kernel does not compile on this machine either.
+    """
+    flags = _flags(folder)
+    if not flags:
+        return
+    probe = _Probe(flags, folder, places, tool, run)
+    try:
+        count = gate.builders()
+    except Unusable as why:
+        gate.close(str(why))
+        return
+    run.reporter.stage("admit", f"{count} builders: one small kernel on each")
+    wanted = probe.compile(places.probes[0], through=False)
+    probed: set[str] = set()
+    with gate.probing():
+        while True:
+            before, failed = tool.counts(), len(gate.failed)
+            made = probe.compile(places.work / "on a builder", cached=False)
+            if not gate.target:
+                gate.close("it has no builder that is free.")
+                return
+            counted = tool.counts().since(before)
+            if len(gate.failed) > failed:
+                gate.blame()
+                gate.leave_out(gate.target, f"a small kernel does not compile there: {said(gate.failed[-1])}")
+            elif not elf.same_objects(wanted, made):
+                gate.leave_out(gate.target, "its object of a small kernel differs from the one of this machine.")
+            elif counted.returned or not counted.places.get(gate.target):
+                gate.leave_out(gate.target, "it took a part of a small kernel, and gave nothing back.")
+            probed.add(gate.target)
+            left = [builder for builder in gate.known if builder not in probed]
+            if not left:
+                return
+            gate.target = left[0]
+
+
+def said(file: Path) -> str:
+    """The last line of what a compile reported."""
+    return file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2][:200] or "no message"
 
 
 def _flags(folder: cmake.BuildFolder) -> tuple[str, ...]:
@@ -95,12 +149,13 @@ class _Probe:
     tool: Tool
     run: Run
 
-    def compile(self, root: Path, *, through: bool = True, one: int = 1) -> Path:
+    def compile(self, root: Path, *, through: bool = True, cached: bool = True, one: int = 1) -> Path:
         """Compile the small kernel in a folder that looks like a build folder.
 
         Args:
             root: the folder.
             through: whether the cache is used.
+            cached: whether it may find the object, and keep it.
             one: what the function that only the host has returns.
 
         Raises:
@@ -120,7 +175,12 @@ class _Probe:
         done = runner.run(
             [root / cmake.KEEPER, launcher, *self.flags, naming, *files],
             cwd=ninja,
-            env={**self.folder.env, **self.tool.env, "TMPDIR": str(self.places.work)},
+            env={
+                **self.folder.env,
+                **self.tool.env,
+                "TMPDIR": str(self.places.work),
+                **({} if cached else {"SCCACHE_NO_CACHE": "1"}),
+            },
             log=self.run.log,
             timeout=COMPILE_SECONDS,
         )

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import shlex
+import threading
 import time
 from collections.abc import Mapping
 
+from dca.compile.compiler_cache import builders
 from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Counts, Places, Unusable
 from dca.foundation import data, environment, runner, store
 from dca.foundation.run import Run
@@ -26,6 +28,25 @@ LAUNCH = """\
 [ -S {socket} ] || exec "$@"
 [ "$1" != {nvcc} ] || {{ shift; set -- "${{0%/*}}/nvcc" "$@"; }}
 exec {program} "$@"
+"""
+DISTRIBUTED = """\
+#!/bin/sh
+# Written by dca for one build: through sccache, which sends parts to builders. What fails is compiled here once more before
+# it counts, because sccache reports a builder's own failure as one of the compiler.
+[ -S {socket} ] || exec "$@"
+through() {{
+  [ "$1" != {nvcc} ] || {{ shift; set -- "${{0%/*}}/nvcc" "$@"; }}
+  {program} "$@"
+}}
+# A builder gets the files that this names.
+export SCCACHE_EXTRAFILES="${{0%/*}}/prefixes.specs"
+said={failed}/$$.said
+if through "$@" 2> "$said"; then cat "$said" >&2; rm -f "$said"; exit 0; fi
+"$@"
+status=$?
+# Only what compiles here is held against the builder.
+if [ $status = 0 ]; then mv "$said" "${{said%.said}}.failed"; else rm -f "$said"; fi
+exit $status
 """
 NVCC = """\
 #!/bin/sh
@@ -47,6 +68,9 @@ exit $status
 class Sccache:
     """A server of sccache for this run alone, which ends with it."""
 
+    gate: builders.Gate | None = None
+    """What distributes; None without a scheduler."""
+
     def __init__(self, places: Places, variables: Mapping[str, str], stack: contextlib.ExitStack, run: Run) -> None:
         plan = places.job.plan
         self._program = (
@@ -56,10 +80,18 @@ class Sccache:
         self._socket = stack.enter_context(store.scratch()) / "sccache"
         if len(os.fsencode(self._socket)) > SOCKET_BYTES:
             raise Unusable(f"the path of the temporary folder is too long for a socket: {self._socket.parent}.")
+        # The user's own settings are variables; a file of settings must be named by one.
+        settings = variables.get("SCCACHE_CONF", os.devnull)
+        failed = places.work / "failed"
+        if scheduler := builders.scheduler(settings):
+            if run.cache.offline:
+                raise Unusable(f"--offline forbids to ask the scheduler that {settings} names.")
+            failed.mkdir(parents=True, exist_ok=True)
+            self.gate = builders.Gate(scheduler, failed, stack)
+            settings = str(builders.through(self.gate.url, settings, self._socket.parent))
         fixed = {
             "SCCACHE_SERVER_UDS": str(self._socket),
-            # The user's own settings are variables; a file of settings must be named by one.
-            "SCCACHE_CONF": variables.get("SCCACHE_CONF", os.devnull),
+            "SCCACHE_CONF": settings,
             "SCCACHE_DIR": variables.get("SCCACHE_DIR", str(run.cache.folder("compiled", "sccache"))),
         }
         self.env = {**fixed, "SCCACHE_IGNORE_SERVER_IO_ERROR": "1"}
@@ -73,6 +105,10 @@ class Sccache:
             "SCCACHE_BASEDIRS": os.pathsep.join(str(folder) for folder in places.all),
             "TMPDIR": str(places.work),
         }
+        if self.gate:
+            # The gate is on this machine, whatever proxy leads out of it.
+            for name in ("no_proxy", "NO_PROXY"):
+                server[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
         self._server = stack.enter_context(
             runner.beside(
                 [self._program],
@@ -82,10 +118,13 @@ class Sccache:
             )
         )
         self._wait()
+        if self.gate:
+            threading.Thread(target=self.gate.watch, daemon=True).start()
         nvcc = shlex.quote(str(places.job.cuda / "bin/nvcc"))
         program, socket = shlex.quote(str(self._program)), shlex.quote(str(self._socket))
+        launch = DISTRIBUTED if self.gate else LAUNCH
         self.scripts = {
-            "launch": LAUNCH.format(nvcc=nvcc, program=program, socket=socket),
+            "launch": launch.format(nvcc=nvcc, program=program, socket=socket, failed=shlex.quote(str(failed))),
             "nvcc": NVCC.format(nvcc=nvcc),
         }
 
@@ -118,7 +157,8 @@ class Sccache:
             stats = json.loads(done.text)["stats"]
             hits, misses = (sum(stats[name]["counts"].values()) for name in ("cache_hits", "cache_misses"))
             errors = ("cache_read_errors", "cache_write_errors", "cache_timeouts")
-            return Counts(hits, misses, sum(stats[name] for name in errors))
+            wrong = sum(stats[name] for name in errors)
+            return Counts(hits, misses, wrong, dict(stats["dist_compiles"]), stats["dist_errors"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return Counts()
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dca.compile import cmake
 from dca.compile.job import Job
 from dca.foundation import store
 from dca.toolchain import provide
+
+if TYPE_CHECKING:
+    from dca.compile.compiler_cache.builders import Gate
 
 ANSWER_SECONDS = 3.0
 """How long a cache or its remote may take to answer at all."""
@@ -23,20 +26,32 @@ class Unusable(Exception):  # noqa: N818 - a reason, and no error of the build
 
 @dataclass(frozen=True)
 class Counts:
-    """What a cache has counted, as in `CacheUse`."""
+    """What a cache has counted, as in `CacheUse` and `Builders`."""
 
     hits: int = 0
     misses: int = 0
     errors: int = 0
+    places: Mapping[str, int] = field(default_factory=dict)
+    returned: int = 0
 
     def since(self, before: Counts) -> Counts:
         """What was counted after `before`; nothing is less than nothing if the counter has ended."""
-        pairs = ((self.hits, before.hits), (self.misses, before.misses), (self.errors, before.errors))
-        return Counts(*(max(0, now - then) for now, then in pairs))
+        places = {name: count - before.places.get(name, 0) for name, count in self.places.items()}
+        return Counts(
+            hits=max(0, self.hits - before.hits),
+            misses=max(0, self.misses - before.misses),
+            errors=max(0, self.errors - before.errors),
+            places={name: count for name, count in sorted(places.items()) if count > 0},
+            returned=max(0, self.returned - before.returned),
+        )
 
 
 class Tool(Protocol):
     """A running compiler cache."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """What distributes the parts of objects to builders; None if nothing does."""
 
     @property
     def env(self) -> Mapping[str, str]:
