@@ -161,6 +161,7 @@ class Tool:
 
     env = {"CACHE": "1"}
     scripts = {"launch": "through the cache"}
+    gate = None
     ended = 0
 
     def __init__(self) -> None:

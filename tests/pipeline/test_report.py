@@ -21,6 +21,7 @@ from dca.catalogue.recipes import load_all
 from dca.cli import options, run
 from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse
+from dca.compile.compiler_cache.builders import Builders
 from dca.compile.compiling import Build, BuiltModule
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, Interrupted
@@ -142,6 +143,15 @@ def test_objects_of_an_earlier_run_are_listed_and_marked(plan: Plan, tmp_path: P
             "75 % found<small>9 of 12 parts;",
         ),
         (CacheUse(name="sccache", version="0.16.0", storage="local"), "not asked"),
+        (
+            CacheUse(
+                name="sccache",
+                version="0.16.0",
+                storage="local",
+                builders=Builders(scheduler="http://s:1", places={"b:2": 7}, repeated=1, left_out={"b:3": "<ill>"}),
+            ),
+            "; 7 compiled by b:2; 1 objects failed there and were compiled here; b:3 was left out: &lt;ill&gt;",
+        ),
         (CacheUse(name="sccache", version="0.16.0", storage="redis", off="it <died>."), "cache: it &lt;died&gt;."),
         (None, ""),
     ],

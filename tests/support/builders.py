@@ -128,7 +128,7 @@ class Cluster:
 
     def busy(self, builder: str) -> bool:
         """Whether a builder is compiling."""
-        return bool(list(self._own(builder).glob("build/builds/*"))) or bool(list(self._own(builder).glob("build/*/*")))
+        return any(self._own(builder).glob("build/builds/*"))
 
     def make_ill(self, builder: str) -> None:
         """Let everything fail that a builder compiles from now on."""

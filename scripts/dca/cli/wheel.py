@@ -192,7 +192,20 @@ def compiler_cache(used: CacheUse) -> str:
     if used.off:
         return f"{name}: switched off. {used.off}"
     errors = f", {used.errors} errors" if used.errors else ""
-    return f"{name}: {used.hits} of {used.hits + used.misses} parts found{errors}"
+    return f"{name}: {used.hits} of {used.hits + used.misses} parts found{errors}{_places(used)}"
+
+
+def _places(used: CacheUse) -> str:
+    """Which machines compiled the rest, as text."""
+    if not (how := used.builders):
+        return ""
+    parts = [f"{count} compiled by {place}" for place, count in how.places.items()]
+    if how.returned:
+        parts.append(f"{how.returned} returned and compiled here")
+    if how.repeated:
+        parts.append(f"{how.repeated} objects failed there and were compiled here")
+    parts += [f"{place} was left out: {why}" for place, why in how.left_out.items()]
+    return "".join(f"; {part}" for part in parts) or "; no builder compiled any"
 
 
 def _newer(inspected: Inspection) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Stands between a build and the scheduler of sccache-dist, and leaves out the builders that are ill.
 
-sccache asks its scheduler for each part of an object (`alloc_job`) and sends the part to the builder that it is given. It
-takes what that builder says: a builder that cannot compile makes an object fail. The scheduler still chooses; a choice
-that falls on a builder that is left out is asked for again.
+sccache asks its scheduler for each part of an object (`alloc_job`), sends the part to the builder that it is given, and
+takes what that builder says: one that cannot compile makes an object fail. The scheduler still chooses; when it chooses
+a builder that is left out, it is asked again.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def through(gate: str, settings: str, folder: Path) -> Path:
     file = folder / "settings.toml"
     text = _SCHEDULER.sub(lambda found: f'{found[1]}"{gate}"', Path(settings).read_text(encoding="utf-8"))
     store.write_bytes(file, text.encode(), mode=0o600)
-    if scheduler(str(file)) != gate:
-        raise Unusable(f"{settings}: write the scheduler as one line, scheduler_url = \"http://…\".")
-    return file
+    with contextlib.suppress(Unusable):
+        if scheduler(str(file)) == gate:
+            return file
+    raise Unusable(f'{settings}: write the scheduler as one line, scheduler_url = "http://…".')
 
 
 class Gate:
@@ -158,7 +159,8 @@ class Gate:
             text = file.read_text(encoding="utf-8", errors="replace")
             for found in _FAILED.finditer(text):
                 said = text[found.end() :].strip().partition("\n")[0]
-                self.leave_out(found[1], f"a part failed there that this machine compiles: {said[:200] or 'no message'}")
+                said = said[:200] or "no message"
+                self.leave_out(found[1], f"a part failed there that this machine compiles: {said}")
 
     def used(self, places: Mapping[str, int], returned: int) -> Builders:
         """What the builders have done.
@@ -299,7 +301,7 @@ class Gate:
                     continue
                 why = silence(builder)
                 silent[builder] = silent.get(builder, 0) + 1 if why else 0
-                if silent[builder] == 2:  # noqa: PLR2004 - once may be chance
+                if silent[builder] == 2:
                     self.leave_out(builder, why)
                     if why == NO_ANSWER:
                         self.hung = f"the builder {builder} does not answer any more."
@@ -327,7 +329,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = _handle  # noqa: N815 - names of the library
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Nothing."""
 
 
@@ -338,8 +340,8 @@ NO_ANSWER: Final = f"it did not answer within {SILENT_SECONDS:.0f} s"
 def given(content: bytes) -> str:
     """The builder that an answer to `alloc_job` names; empty if none was given.
 
-    The answer is a Rust enum in bincode: the variant, and for the first one the job's token, its number, and the builder's
-    address.
+    The answer is a Rust enum in bincode: the variant, and for the first one the job's token, its number, and the
+    builder's address.
     """
     try:
         if struct.unpack_from("<I", content)[0] != 0:
@@ -351,7 +353,7 @@ def given(content: bytes) -> str:
         port = struct.unpack_from("<H", content, at + 4 + size)[0]
     except (struct.error, IndexError, ValueError):
         return ""
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def refusal(why: str) -> bytes:
@@ -367,9 +369,7 @@ def silence(builder: str) -> str:
     parts = urlsplit(f"//{builder}")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(
-        parts.hostname or "", parts.port, timeout=SILENT_SECONDS, context=context
-    )
+    connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=SILENT_SECONDS, context=context)
     try:
         connection.request("GET", "/")
         connection.getresponse()

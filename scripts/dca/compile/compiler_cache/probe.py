@@ -54,8 +54,8 @@ def admit(tool: Tool, planned: PlannedCache, places: Places, folder: cmake.Build
     before = tool.counts()
     again = probe.compile(second)
     counted = tool.counts().since(before)
-    # For a builder sccache keeps the numbers of lines, and with them the name of a temporary folder, in what nvcc gives to the
-    # host's compiler, which is therefore never found.
+    # For builders sccache keeps line markers in what it hashes, and nvcc's input of the host compiler is in a temporary
+    # folder with another name each time: that part is not found.
     if not counted.hits or (counted.misses and not tool.gate):
         raise Unusable("it does not find the object of the same source, compiled with nvcc in another folder.")
     if not (elf.same_objects(wanted, found) and elf.same_objects(wanted, again)):

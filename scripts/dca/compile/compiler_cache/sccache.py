@@ -31,8 +31,8 @@ exec {program} "$@"
 """
 DISTRIBUTED = """\
 #!/bin/sh
-# Written by dca for one build: through sccache, which sends parts to builders. What fails is compiled here once more before
-# it counts, because sccache reports a builder's own failure as one of the compiler.
+# Written by dca for one build: through sccache, which sends parts to builders. What fails is compiled here once more
+# before it counts, because sccache reports a builder's own failure as one of the compiler.
 [ -S {socket} ] || exec "$@"
 through() {{
   [ "$1" != {nvcc} ] || {{ shift; set -- "${{0%/*}}/nvcc" "$@"; }}
