@@ -172,9 +172,12 @@ def test_the_scheduler_of_the_settings_is_replaced_and_nothing_else(start: str, 
     file.write_text(f"[dist]\n{start}{quote}http://a:1{quote} {more}")
     assert builders.scheduler(str(file)) == "http://a:1"
     (tmp_path / "run").mkdir()
-    made = builders.through("http://127.0.0.1:9/", str(file), tmp_path / "run")
+    made = builders.through("http://127.0.0.1:9/", str(file), tmp_path / "run", tmp_path / 'a "b"')
     assert made.stat().st_mode & 0o777 == 0o600
-    assert made.read_text() == f'[dist]\n{start}"http://127.0.0.1:9/" {more}'
+    kept = f'cache_dir = "{tmp_path}/a \\"b\\""\n'
+    assert made.read_text() == f'[dist]\n{kept}{start}"http://127.0.0.1:9/" {more}'
+    # Asked for again, it has one already.
+    assert builders.through("http://b:2", str(made), tmp_path, tmp_path).read_text().count("cache_dir") == 1
 
 
 @pytest.mark.parametrize("text", ["[dist", "dist = 3"])
@@ -190,7 +193,7 @@ def test_a_scheduler_that_cannot_be_replaced_is_a_reason(tmp_path: Path) -> None
     file.write_text('[dist]\nscheduler_url = """http://a:1"""\n')
     (tmp_path / "run").mkdir()
     with pytest.raises(Unusable, match="as one line"):
-        builders.through("http://127.0.0.1:9/", str(file), tmp_path / "run")
+        builders.through("http://127.0.0.1:9/", str(file), tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize("here", [0, 3])
@@ -328,7 +331,7 @@ def test_a_builder_that_is_ill_before_the_build_gets_no_part_of_it(cluster: Clus
 
 def compiling(toy: Toy) -> bool:
     """Whether ninja runs: the probes are over."""
-    return any(" -C " in line and "/ninja" in line for line in programs(f"{toy.cache}/build/"))
+    return any("\0-C\0" in line for line in programs(f"{toy.cache}/build/"))
 
 
 @pytest.mark.whole

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,7 +18,7 @@ import requests
 
 from dca.foundation import data, store
 from dca.toolchain import environments
-from tests.support import quiet_run, wait_for
+from tests.support import ROOT, quiet_run, wait_for
 from tests.support.machines import program
 
 # bubblewrap; while the file ILL exists it fails as where no namespace can be made.
@@ -24,35 +26,43 @@ BWRAP = """\
 [ "$1" != --version ] && [ -e {ill} ] && {{ echo "bwrap: No permissions to create new namespace" >&2; exit 1; }}
 exec {bwrap} "$@"
 """
-SCHEDULER = """\
-public_addr = "{address}"
-[client_auth]
-type = "token"
-token = "of the client"
-[server_auth]
-type = "token"
-token = "of the builders"
-"""
-BUILDER = """\
-cache_dir = "{folder}/toolchains"
-public_addr = "{address}"
-scheduler_url = "http://{scheduler}"
-[builder]
-type = "overlay"
-build_dir = "{folder}/build"
-bwrap_path = "{folder}/bwrap"
-[scheduler_auth]
-type = "token"
-token = "of the builders"
-"""
-CLIENT = """\
-[dist]
-scheduler_url = "http://{scheduler}"
-cache_dir = "{folder}/client"
-[dist.auth]
-type = "token"
-token = "of the client"
-"""
+
+
+def documented() -> tuple[tuple[str, str, str], tuple[str, str]]:
+    """Settings of a scheduler, a builder and a build, and units of the first two, as documented."""
+    text = (ROOT / "docs/compiled.md").read_text()
+    section = text.partition("\n## Several machines for one build\n")[2].partition("\n## ")[0]
+    settings, units = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("toml", "ini"))
+    scheduler, builder, build = settings
+    of_scheduler, of_builder = units
+    return (scheduler, builder, build), (of_scheduler, of_builder)
+
+
+def filled(settings: str, places: dict[str, str]) -> bytes:
+    """Settings of the documentation with the addresses and folders of a test."""
+    for name, place in places.items():
+        settings = settings.replace(name, place)
+    return settings.encode()
+
+
+def unit(role: str) -> configparser.SectionProxy:
+    """What the unit of the documentation for a role, `scheduler` or `server`, starts."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(documented()[1][role == "server"])
+    return parser["Service"]
+
+
+def command(role: str, sccache: Path, settings: Path) -> list[str]:
+    """The command of a unit, with another program and file of settings."""
+    program, *words = shlex.split(unit(role)["ExecStart"])
+    assert (program, words[:2]) == ("/opt/sccache/bin/sccache-dist", [role, "--config"])
+    return [str(sccache), *words[:2], str(settings)]
+
+
+def variables(role: str) -> dict[str, str]:
+    """The variables of a unit."""
+    return dict(word.split("=", 1) for word in shlex.split(unit(role)["Environment"]))
 
 
 def require() -> None:
@@ -88,9 +98,11 @@ class Cluster:
         self._scheduler = f"127.0.0.1:{free_port()}"
         self.builders = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        store.write_bytes(folder / "scheduler.conf", SCHEDULER.format(address=self._scheduler).encode())
+        (scheduler, of_builder, build), _ = documented()
+        places = {"10.0.0.1:10600": self._scheduler, "[dist]\n": f'[dist]\ncache_dir = "{folder}/client"\n'}
+        store.write_bytes(folder / "scheduler.conf", filled(scheduler, places))
         self.settings = folder / "client.toml"
-        store.write_bytes(self.settings, CLIENT.format(scheduler=self._scheduler, folder=folder).encode())
+        store.write_bytes(self.settings, filled(build, places))
         self._start("scheduler", "scheduler")
         assert wait_for(lambda: self._status() == 0, 20.0)
         for builder in self.builders:
@@ -98,8 +110,8 @@ class Cluster:
             own.mkdir()
             bwrap = shutil.which("bwrap") or ""
             program(own / "bwrap", BWRAP.format(ill=shlex.quote(str(own / "ill")), bwrap=shlex.quote(bwrap)))
-            conf = BUILDER.format(folder=own, address=builder, scheduler=self._scheduler)
-            store.write_bytes(folder / f"{own.name}.conf", conf.encode())
+            more = {"10.0.0.2:10501": builder, "/var/cache/sccache-builder": str(own), "/usr/bin/bwrap": f"{own}/bwrap"}
+            store.write_bytes(folder / f"{own.name}.conf", filled(of_builder, {**places, **more}))
             self._start("server", builder)
         assert wait_for(lambda: self._status() == 2, 20.0)
 
@@ -110,8 +122,8 @@ class Cluster:
         conf = self._folder / f"{name.rpartition(':')[2]}.conf"
         with (self._folder / f"{conf.stem}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(
-                [self._program, role, "--config", conf],
-                env={"PATH": os.environ["PATH"], "SCCACHE_NO_DAEMON": "1", "SCCACHE_LOG": "info"},
+                command(role, self._program, conf),
+                env={"PATH": os.environ["PATH"], **variables(role)},
                 stdout=log,
                 stderr=log,
             )

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import http.server
 import ipaddress
+import json
 import os
 import re
 import ssl
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Unusable
@@ -70,21 +71,32 @@ def scheduler(settings: str) -> str:
     Raises:
         Unusable: when the file cannot be read.
     """
+    return str(_distribution(settings).get("scheduler_url", ""))
+
+
+def _distribution(settings: str) -> dict[str, Any]:
     try:
-        found = tomllib.loads(Path(settings).read_text(encoding="utf-8")).get("dist", {}).get("scheduler_url", "")
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(tomllib.loads(Path(settings).read_text(encoding="utf-8")).get("dist", {}))
+    except (OSError, ValueError, TypeError) as error:
         raise Unusable(f"SCCACHE_CONF names a file that cannot be read, {settings}: {error}.") from error
-    return str(found)
 
 
-def through(gate: str, settings: str, folder: Path) -> Path:
+def through(gate: str, settings: str, folder: Path, toolchains: Path) -> Path:
     """A copy of a file of settings with another URL of the scheduler, which only this user can read.
+
+    Args:
+        gate: the other URL.
+        settings: the file.
+        folder: where the copy is written.
+        toolchains: where sccache keeps the archives of compilers, unless the settings say it.
 
     Raises:
         Unusable: when its URL is written in a way that cannot be replaced.
     """
     file = folder / "settings.toml"
-    text = _SCHEDULER.sub(lambda found: f'{found[1]}"{gate}"', Path(settings).read_text(encoding="utf-8"))
+    more = "" if "cache_dir" in _distribution(settings) else f"cache_dir = {json.dumps(str(toolchains))}\n"
+    text = Path(settings).read_text(encoding="utf-8")
+    text = _SCHEDULER.sub(lambda found: f'{more}{found[1]}"{gate}"', text)
     store.write_bytes(file, text.encode(), mode=0o600)
     with contextlib.suppress(Unusable):
         if scheduler(str(file)) == gate:

@@ -88,7 +88,8 @@ class Sccache:
                 raise Unusable(f"--offline forbids to ask the scheduler that {settings} names.")
             failed.mkdir(parents=True, exist_ok=True)
             self.gate = builders.Gate(scheduler, failed, stack)
-            settings = str(builders.through(self.gate.url, settings, self._socket.parent))
+            toolchains = run.cache.folder("compiled", "toolchains")
+            settings = str(builders.through(self.gate.url, settings, self._socket.parent, toolchains))
         fixed = {
             "SCCACHE_SERVER_UDS": str(self._socket),
             "SCCACHE_CONF": settings,
