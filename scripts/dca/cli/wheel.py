@@ -200,8 +200,8 @@ def _places(used: CacheUse) -> str:
     if not (how := used.builders):
         return ""
     parts = [f"{count} compiled by {place}" for place, count in how.places.items()]
-    if how.returned:
-        parts.append(f"{how.returned} returned and compiled here")
+    if how.here:
+        parts.append(f"{how.here} compiled here, because no builder did")
     if how.repeated:
         parts.append(f"{how.repeated} objects failed there and were compiled here")
     parts += [f"{place} was left out: {why}" for place, why in how.left_out.items()]

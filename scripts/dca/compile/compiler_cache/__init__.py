@@ -167,7 +167,7 @@ class Session:
 
     def _distributed(self) -> Builders | None:
         gate = self._tool.gate if self._tool else None
-        return gate.used(self._counts.places, self._counts.returned) if gate else None
+        return gate.used(self._counts.places, self._counts.here) if gate else None
 
 
 @contextlib.contextmanager

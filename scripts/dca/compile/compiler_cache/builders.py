@@ -53,14 +53,14 @@ class Builders(Value):
     Args:
         scheduler: its URL, without passwords.
         places: number of parts that each builder has compiled, by its address.
-        returned: parts that a builder was given and that were compiled on this machine.
+        here: parts that no builder took, or did not give back: this machine compiled them.
         repeated: objects that were compiled on this machine because a builder said that they do not compile.
         left_out: why a builder, or the scheduler, got no more parts, by address.
     """
 
     scheduler: str
     places: dict[str, int] = {}
-    returned: int = 0
+    here: int = 0
     repeated: int = 0
     left_out: dict[str, str] = {}
 
@@ -174,18 +174,18 @@ class Gate:
                 said = said[:200] or "no message"
                 self.leave_out(found[1], f"a part failed there that this machine compiles: {said}")
 
-    def used(self, places: Mapping[str, int], returned: int) -> Builders:
+    def used(self, places: Mapping[str, int], here: int) -> Builders:
         """What the builders have done.
 
         Args:
             places: number of parts by builder.
-            returned: number of parts that came back undone.
+            here: number of parts that this machine compiled instead.
         """
         self.blame()
         return Builders(
             scheduler=secrets.redact(self.scheduler),
             places=dict(places),
-            returned=returned,
+            here=here,
             repeated=self._repeated - self._in_probes,
             left_out=dict(self.left_out),
         )

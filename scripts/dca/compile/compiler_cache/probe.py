@@ -100,7 +100,7 @@ def admit_builders(tool: Tool, gate: Gate, places: Places, folder: cmake.BuildFo
                 gate.leave_out(gate.target, f"a small kernel does not compile there: {said(gate.failed[-1])}")
             elif not elf.same_objects(wanted, made):
                 gate.leave_out(gate.target, "its object of a small kernel differs from the one of this machine.")
-            elif counted.returned or not counted.places.get(gate.target):
+            elif counted.here or not counted.places.get(gate.target):
                 gate.leave_out(gate.target, "it took a part of a small kernel, and gave nothing back.")
             probed.add(gate.target)
             left = [builder for builder in gate.known if builder not in probed]

@@ -32,7 +32,7 @@ class Counts:
     misses: int = 0
     errors: int = 0
     places: Mapping[str, int] = field(default_factory=dict)
-    returned: int = 0
+    here: int = 0
 
     def since(self, before: Counts) -> Counts:
         """What was counted after `before`; nothing is less than nothing if the counter has ended."""
@@ -42,7 +42,7 @@ class Counts:
             misses=max(0, self.misses - before.misses),
             errors=max(0, self.errors - before.errors),
             places={name: count for name, count in sorted(places.items()) if count > 0},
-            returned=max(0, self.returned - before.returned),
+            here=max(0, self.here - before.here),
         )
 
 
