@@ -154,6 +154,15 @@ def test_without_its_scheduler_everything_is_compiled_here(
         one.builders()
 
 
+def test_a_scheduler_that_gives_no_builder_to_the_probe_says_why(
+    gate: Callable[..., tuple[builders.Gate, Scheduler]],
+) -> None:
+    one, _ = gate("")
+    with one.probing():
+        assert allocate(one) == ""
+    assert (one.target, one.refused) == ("", "it answers with HTTP status 500.")
+
+
 @pytest.mark.parametrize("content", [b"", b"\0\0", job(A)[:20], job(A)[:-13], builders.refusal("no"), b"\xff" * 60])
 def test_an_answer_without_a_builder_is_none(content: bytes) -> None:
     assert builders.given(content) == ""
@@ -169,6 +178,7 @@ def test_the_address_of_a_builder_may_be_of_ipv6() -> None:
 def test_the_scheduler_of_the_settings_is_replaced_and_nothing_else(start: str, quote: str, tmp_path: Path) -> None:
     more = '# here\n[dist.auth]\ntype = "token"\ntoken = "secret"\n'
     file = tmp_path / "own.toml"
+    more += '# scheduler_url = "http://old:1"\n'
     file.write_text(f"[dist]\n{start}{quote}http://a:1{quote} {more}")
     assert builders.scheduler(str(file)) == "http://a:1"
     (tmp_path / "run").mkdir()

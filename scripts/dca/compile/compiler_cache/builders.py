@@ -44,7 +44,7 @@ SILENT_SECONDS: Final = 10.0
 ALLOCATE: Final = "/api/v1/scheduler/alloc_job"
 STATUS: Final = "/api/v1/scheduler/status"
 _FAILED: Final = re.compile(r"^sccache: Job failed on server (\S+):$", re.MULTILINE)
-_SCHEDULER: Final = re.compile(r"""(\bscheduler_url\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
+_SCHEDULER: Final = re.compile(r"""^([ \t]*scheduler_url[ \t]*=[ \t]*)("[^"\n]*"|'[^'\n]*')""", re.MULTILINE)
 
 
 class Builders(Value):
@@ -125,6 +125,8 @@ class Gate:
         self._repeated = self._in_probes = 0
         self.left_out: dict[str, str] = {}
         self.hung = ""
+        self.refused = ""
+        """Why the scheduler gave no builder for the probe."""
         self.target = ""
         """The only builder that gets parts while the builders are probed."""
         self._known: dict[str, None] = {}
@@ -274,6 +276,10 @@ class Gate:
             last = self._ask("POST", ALLOCATE, headers, body)
             builder = given(last[2]) if last[0] == http.HTTPStatus.OK else ""
             if not builder:
+                ok = last[0] == http.HTTPStatus.OK
+                self.refused = (
+                    "it has no builder that is free." if ok else f"it answers with HTTP status {int(last[0])}."
+                )
                 break
             self._known.setdefault(builder)
             self._kept[body, builder] = time.monotonic(), last[2]

@@ -92,7 +92,7 @@ def admit_builders(tool: Tool, gate: Gate, places: Places, folder: cmake.BuildFo
             before, failed = tool.counts(), len(gate.failed)
             made = probe.compile(places.work / "on a builder", cached=False)
             if not gate.target:
-                gate.close("it has no builder that is free.")
+                gate.close(gate.refused or "it was asked for no builder.")
                 return
             counted = tool.counts().since(before)
             if len(gate.failed) > failed:
@@ -101,7 +101,7 @@ def admit_builders(tool: Tool, gate: Gate, places: Places, folder: cmake.BuildFo
             elif not elf.same_objects(wanted, made):
                 gate.leave_out(gate.target, "its object of a small kernel differs from the one of this machine.")
             elif counted.here or not counted.places.get(gate.target):
-                gate.leave_out(gate.target, "it took a part of a small kernel, and gave nothing back.")
+                gate.leave_out(gate.target, "it did not compile every part of a small kernel.")
             probed.add(gate.target)
             left = [builder for builder in gate.known if builder not in probed]
             if not left:
