@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: Debian's daemons, unpacked and not installed, with two nodes in namespaces of their own.
+"""A real Slurm on this machine: Debian's daemons, unpacked and not installed, with two nodes in namespaces.
 
 All of it ends with one process, and with the tests.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,14 @@ NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Boards=1 SocketsPerBoard=1 "
     "CoresPerSocket=4 ThreadsPerCore=1 RealMemory=6000 Gres=gpu:1"
 )
-# $1 is munge's folder, $2 the folder of the daemons' programs, $3 that of logs, $4 a folder which is a small disk of the
-# first node's own.
+# $1 is munge's folder, $2 the folder of the daemons' programs, $3 that of logs, $4 a folder which is a small disk of
+# the first node's own.
 START = """
-munged --force --socket="$1/sock" --key-file="$1/key" --pid-file="$1/pid" --seed-file="$1/seed" -F > "$3/munged.log" 2>&1 &
+munged -F --force --socket="$1/sock" --key-file="$1/key" --pid-file="$1/pid" --seed-file="$1/seed" \
+    > "$3/munged.log" 2>&1 &
 for _ in $(seq 100); do [ -S "$1/sock" ] || sleep 0.1; done; [ -S "$1/sock" ]
 slurmctld-wlm -D -i > "$3/slurmctld.log" 2>&1 &
-slurmd-wlm -d "$2/slurmstepd-wlm" -D -N n2 > "$3/n2.log" 2>&1 &
+unshare --mount --propagation private slurmd-wlm -d "$2/slurmstepd-wlm" -D -N n2 > "$3/n2.log" 2>&1 &
 unshare --mount --propagation private sh -ec \
     'mount -t tmpfs -o size=64k tmpfs "$1"; exec slurmd-wlm -d "$0/slurmstepd-wlm" -D -N n1' \
     "$2" "$4" > "$3/n1.log" 2>&1 &
@@ -75,29 +77,69 @@ class Cluster:
     Args:
         folder: its own.
         root: where the packages are unpacked.
-        env: variables with which programs find it.
+
+    Attributes:
         small: a folder that on the node n1 is a disk of 64 KiB, and on the other one an ordinary folder.
+        env: variables with which programs find the cluster, besides PATH.
+        path: the folder of its programs.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root, self.small = folder, root, folder / "small"
         libraries = f"{root}/{LIBRARY}:{root}/{LIBRARY}/slurm-wlm"
-        path = f"{root}/usr/bin:{root}/usr/sbin:{os.environ['PATH']}"
-        self.env = {"SLURM_CONF": str(folder / "slurm.conf"), "LD_LIBRARY_PATH": libraries, "PATH": path}
+        self.env = {"SLURM_CONF": str(folder / "slurm.conf"), "LD_LIBRARY_PATH": libraries}
+        self.path = f"{root}/usr/bin:{root}/usr/sbin"
+
+    def within(self, env: Mapping[str, str]) -> dict[str, str]:
+        """The variables with those of the cluster."""
+        return {**env, **self.env, "PATH": f"{self.path}:{env['PATH']}"}
 
     def run(self, *words: str) -> str:
         """What a program of Slurm prints."""
-        done = subprocess.run(words, env={**os.environ, **self.env}, text=True, capture_output=True, check=False)
+        done = subprocess.run(words, env=self.within(os.environ), text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout.strip()
+
+    def jobs(self) -> list[str]:
+        """States of all jobs that there were, the first one first."""
+        lines = self.run("squeue", "--states=all", "--noheader", "--format=%i %T").splitlines()
+        return [line.split()[1] for line in sorted(lines, key=lambda line: int(line.split()[0]))]
 
     def idle(self) -> bool:
-        """Whether both nodes are up, and no job waits or runs."""
-        return "".join(self.run("sinfo", "--noheader", "--partition=all", "--format=%t %D").split()) == "idle2"
+        """Whether it answers, both nodes are up, and no job waits or runs."""
+        words = ["sinfo", "--noheader", "--partition=all", "--format=%t %D"]
+        done = subprocess.run(words, env=self.within(os.environ), text=True, capture_output=True, check=False)
+        return done.stdout.split() == ["idle", "2"]
+
+    def stop(self, node: str) -> None:
+        """Let a node fail: its daemon, and all that runs there."""
+        (daemon,) = [process for process, line in _lines() if line.endswith(f" -D -N {node}") and "slurmd-wlm" in line]
+        space = (Path("/proc") / str(daemon) / "ns/mnt").readlink()
+        for process, _ in _lines():
+            with contextlib.suppress(OSError):
+                if (Path("/proc") / str(process) / "ns/mnt").readlink() == space:
+                    os.kill(process, signal.SIGKILL)
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(f"{path}\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
+
+
+def workers(out: Path) -> list[int]:
+    """Processes of jobs that build wheels in a folder: those of submitit, and those of dca below them."""
+    found = [process for process, line in _lines() if f" --out {out} " in f"{line} " and " --cell " in line]
+    return [*found, *(process for process, line in _lines() if "submitit.core._submit" in line)]
+
+
+def _lines() -> list[tuple[int, str]]:
+    """All processes with their command lines."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+                found.append((int(entry.name), " ".join(words).strip()))
+    return found
 
 
 @contextlib.contextmanager
@@ -129,23 +171,28 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     text = CONFIG.format(folder=folder, root=root, library=LIBRARY, host=host, ports=ports, nodes="\n".join(lines))
     (folder / "slurm.conf").write_text(text)
     namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    words = [*namespaces, "sh", "-ec", START, "start", folder / "munge", root / "usr/sbin", folder, one.small]
+    words: list[str | Path] = [
+        *namespaces,
+        "sh",
+        "-ec",
+        START,
+        "start",
+        folder / "munge",
+        root / "usr/sbin",
+        folder,
+        one.small,
+    ]
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *words], env={**os.environ, **one.env}, stdout=subprocess.PIPE, text=True
+        ["setpriv", "--pdeathsig", "KILL", *words], env=one.within(os.environ), stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout
         assert process.stdout.readline() == "ready\n", one.logs()
-        assert wait_for(lambda: _answers(one) and one.idle(), 60.0), one.logs()
+        assert wait_for(one.idle, 60.0), one.logs()
         yield one
     finally:
         process.kill()
         process.communicate()
-
-
-def _answers(one: Cluster) -> bool:
-    done = subprocess.run(["sinfo"], env={**os.environ, **one.env}, capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:

@@ -215,7 +215,7 @@ class _Driver:
                     self.reporter.note(f"{job.id}: job {identity} waits: {seen.why}.")
             return
         del self.waiting[identity]
-        taken = seen.report and self._take(wheel, seen)
+        taken = seen.report and self._take(wheel, identity, seen)
         if not taken:
             self._died(wheel, job, identity, seen)
         self.engine.forget(identity)
@@ -236,7 +236,7 @@ class _Driver:
         )
         self._fail(wheel, trouble, node=seen.node)
 
-    def _take(self, wheel: Wheel, seen: Seen) -> bool:
+    def _take(self, wheel: Wheel, identity: str, seen: Seen) -> bool:
         """Take the report of an ended job; whether it was one."""
         try:
             done = Outcome.model_validate_json(seen.report)
@@ -249,8 +249,8 @@ class _Driver:
             if store.has_hash(Path(built.file), built.sha256):
                 wheels.append(built)
             else:
-                for identity in built.cells:
-                    found[identity] = _failed(found[identity], _unseen(built, seen.node))
+                for one in built.cells:
+                    found[one] = _failed(found[one], _unseen(built, seen.node))
         self.progress.update(wheels=(*self.progress.outcome.wheels, *wheels))
         for member in wheel.members:
             cell = found.get(member.cell.id)
@@ -266,7 +266,7 @@ class _Driver:
             if cell.state in ("elsewhere", "impossible") and cell.trouble:
                 # Here it can be built, so this is about the node.
                 cell = _failed(cell, cell.trouble)
-            self.progress.cell(cell.id, **{**dict(cell), "node": seen.node})
+            self.progress.cell(cell.id, **{**dict(cell), "job": identity, "node": seen.node})
         return True
 
     def _fail(self, wheel: Wheel, trouble: Trouble, node: str = "") -> None:
