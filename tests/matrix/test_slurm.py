@@ -188,7 +188,6 @@ def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     assert trouble is not None
     assert (code, trouble.code, len(slurm.jobs()) - before) == (1, "DCA-170", 4), err
     assert "4 jobs of this cell died" in trouble.why
-    assert err.count("trying again") == 3
 
     process = driver.start(toy.write('arch = ["9.0"]'))
     assert wait_for(lambda: bool(workers(driver.out)) or process.poll() is not None, 60.0)

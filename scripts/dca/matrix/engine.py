@@ -197,12 +197,11 @@ class _Driver:
                     self._see(identity, seen)
                 if self.waiting:
                     time.sleep(min(longest, max(shortest, (time.monotonic() - began) / 60)))
-        except (KeyboardInterrupt, Interrupted):
-            self.reporter.note(
-                f"{len(self.waiting)} jobs stay with {self.engine.name}, and the same command goes on with them; "
+        except (KeyboardInterrupt, Interrupted) as error:
+            raise type(error)(
+                f"Jobs go on in {self.engine.name}, and the same command takes their results; "
                 f"`{self.engine.how_to_end()}` ends them."
-            )
-            raise
+            ) from None
 
     def _see(self, identity: str, seen: Seen) -> None:
         wheel, job = self.waiting[identity]
