@@ -57,6 +57,9 @@ class StandIn:
         return found
 
     def forget(self, identity: str) -> None:
+        # It shares its files with the next one of its cell, so that one must not be there yet.
+        cell = self.jobs[identity].id
+        assert [one for one, job in self.jobs.items() if job.id == cell][-1] == identity
         self.forgotten.append(identity)
 
     def how_to_end(self) -> str:

@@ -224,7 +224,7 @@ def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_al
 ) -> None:
     drivers, hit = scale(10), Counter[str]()
     of_workers = math.ceil(scale(20) / drivers)
-    took = 20.0
+    took = 8.0
     for _ in range(drivers):
         driver, began = fresh(), time.monotonic()
         file = driver.toy.write(TWO)

@@ -113,7 +113,8 @@ class Cluster:
 
     def stop(self, node: str) -> None:
         """Let a node fail: its daemon, and all that runs there."""
-        (daemon,) = [process for process, line in _lines() if line.endswith(f" -D -N {node}") and "slurmd-wlm" in line]
+        begin = f"slurmd-wlm -d {self.root}/"
+        (daemon,) = [p for p, line in _lines() if line.startswith(begin) and line.endswith(f" -N {node}")]
         space = (Path("/proc") / str(daemon) / "ns/mnt").readlink()
         for process, _ in _lines():
             with contextlib.suppress(OSError):

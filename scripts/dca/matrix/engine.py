@@ -215,9 +215,10 @@ class _Driver:
             return
         del self.waiting[identity]
         taken = seen.report and self._take(wheel, identity, seen)
+        # Before the next one is submitted, whose files may lie in the same place.
+        self.engine.forget(identity)
         if not taken:
             self._died(wheel, job, identity, seen)
-        self.engine.forget(identity)
 
     def _died(self, wheel: Wheel, job: Job, identity: str, seen: Seen) -> None:
         """Try again what died without a report, unless that is hopeless."""
