@@ -171,7 +171,7 @@ def test_an_error_in_place_of_a_report_is_that_of_the_cell(
     # As a node prints it.
     assert cli.run(matrix.words("--cell", "ffffffff", "--json")) == 2
     printed = capsys.readouterr().out
-    assert engine._document(["a note", *printed.splitlines(), "DCA-223: and so on"]) == printed.strip()
+    assert engine.document(["a note", *printed.splitlines(), "DCA-223: and so on"]) == printed.strip()
     use(StandIn(lambda *_: Seen("ended", node="n7", report=printed)))
     code, done = matrix.report("--executor", "slurm")
     assert code == 2

@@ -254,6 +254,7 @@ def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_al
     assert hit["driver"] >= scale(10) // 2
 
 
+@pytest.mark.whole
 def test_a_node_that_fails_hands_its_cell_to_the_other_one(
     toy: Toy, alone: dict[str, str], cache: store.Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

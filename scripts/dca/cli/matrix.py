@@ -25,6 +25,7 @@ from dca.matrix import cells, engine, formats, jobs, running
 from dca.matrix.cells import Cell
 from dca.matrix.expansion import Expansion, expand
 from dca.matrix.formats import FORMATS, Format
+from dca.matrix.ray_jobs import Ray
 from dca.matrix.running import Settings
 from dca.matrix.slurm import Slurm
 from dca.matrix.slurm import options as sbatch_options
@@ -135,10 +136,10 @@ class Asked:
     ),
     click.option(
         "--executor",
-        type=click.Choice((LOCAL, "slurm")),
+        type=click.Choice((LOCAL, "slurm", "ray")),
         default=LOCAL,
         show_default=True,
-        help="Build here, one wheel after the other, or each wheel as a job of Slurm.",
+        help="Build here, one wheel after the other, or each wheel as a job of Slurm or Ray.",
     ),
     click.option(
         "--slurm",
@@ -210,10 +211,10 @@ def _run(expansion: Expansion, settings: Settings, asked: Asked, cache: Store, b
     cache.open()
     wish = jobs.Wish(settings.file, asked.cores or CORES, settings.level, settings.out)
     words = ["--cache-dir", str(cache.root), "--json", *(["--offline"] if asked.offline else [])]
-    folder = running.report_file(settings, cache).with_name("slurm")
-    slurm = Slurm(folder, sbatch_options(asked.slurm), words)
+    folder = running.report_file(settings, cache).with_name(asked.executor)
+    one = Ray(folder, words) if asked.executor == "ray" else Slurm(folder, sbatch_options(asked.slurm), words)
     run = Run(cache, board, folder.with_name(running.LOG))
-    return engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, slurm)
+    return engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, one)
 
 
 def _request(cell: Cell) -> Request:

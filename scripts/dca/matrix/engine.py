@@ -45,6 +45,7 @@ class Seen:
         why: of a queued job, why it waits, if that is unusual; of one that ended without a report, how it ended.
         hopeless: whether another try of that job would end the same way.
         remedy: what to do in that case.
+        waited: whether it ended because the engine lets no job wait longer: it is submitted again, as often as needed.
     """
 
     state: Literal["queued", "running", "ended"]
@@ -53,6 +54,7 @@ class Seen:
     why: str = ""
     hopeless: bool = False
     remedy: str = ""
+    waited: bool = False
 
 
 class Engine(Protocol):
@@ -99,14 +101,14 @@ def work(argv: Sequence[str], log: Path) -> str:
     done = runner.run(
         argv, env=dict(os.environ), log=log, supervision=Supervision(on_line=lines.append, keep_lines=1, scratch=False)
     )
-    text = _document(lines)
+    text = document(lines)
     if not text:
         raise RuntimeError(f"{argv[0]} ended with status {done.returncode}: {' '.join(lines[-1:])}")
     return text
 
 
-def _document(lines: Sequence[str]) -> str:
-    """The last document of JSON in an output, as `dca` indents them."""
+def document(lines: Sequence[str]) -> str:
+    """The last document of JSON in an output, as `dca` indents them; empty if there is none."""
     with contextlib.suppress(ValueError):
         first = len(lines) - 1 - list(reversed(lines)).index("{")
         return "\n".join(lines[first : lines.index("}", first) + 1])
@@ -223,6 +225,7 @@ class _Driver:
     def _died(self, wheel: Wheel, job: Job, identity: str, seen: Seen) -> None:
         """Try again what died without a report, unless that is hopeless."""
         where = f" on {seen.node}" if seen.node else ""
+        self.tries[job.id] -= seen.waited
         if not seen.hopeless and self.tries[job.id] < TRIES:
             self.reporter.note(f"{job.id}: job {identity} died{where}; trying again. {seen.why}")
             self.submit(wheel, job)
