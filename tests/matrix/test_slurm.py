@@ -3,91 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
 import random
 import signal
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dca.foundation import store
-from dca.matrix.values import Outcome
 from tests.support import link_cache, wait_for
-from tests.support.kills import leftovers
+from tests.support.drivers import TWO, Driver, Site, kill_at_random, states
 from tests.support.slurm import Cluster, cluster, workers
 from tests.support.toy import Toy
 
 pytestmark = [pytest.mark.long, pytest.mark.network]
-TWO = 'with = ["", "more"]'
 
 
-class Driver:
-    """Runs the toy's matrix on a cluster.
-
-    Args:
-        toy: with the cache to build in.
-        slurm: the cluster.
-        out: folder of the wheels; its index lies beside it.
-    """
-
-    def __init__(self, toy: Toy, slurm: Cluster, out: Path) -> None:
-        self.toy, self.slurm, self.out, self.index = toy, slurm, out, out.with_name(f"{out.name}-index")
-
-    def start(self, file: Path, *more: str, **env: str) -> subprocess.Popen[str]:
-        places = ("--out", self.out, "--index", self.index, "--json", "--executor", "slurm")
-        return subprocess.Popen(
-            self.toy.words("matrix", file, *places, *more),
-            cwd=self.toy.folder,
-            env={**self.slurm.within(self.toy.env), **env},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def run(self, file: Path, *more: str, **env: str) -> tuple[int, Outcome, str]:
-        """Exit code, report, and what it said on standard error."""
-        process = self.start(file, *more, **env)
-        return self.end(process)
-
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, Outcome, str]:
-        out, err = process.communicate(timeout=900)
-        assert out, err
-        return process.returncode, Outcome.model_validate(json.loads(out)), err
-
-    @property
-    def wheels(self) -> dict[str, str]:
-        return {path.name: store.sha256_file(path) for path in self.out.glob("*.whl")}
-
-    @property
-    def published(self) -> list[tuple[str, str]]:
-        return [(path.name, store.sha256_file(path)) for path in self.index.rglob("*.whl")]
+def site(slurm: Cluster) -> Site:
+    return Site("slurm", slurm.within)
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("slurm")) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def toy(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return Toy(tmp_path_factory.mktemp("toy"), link_cache(tmp_path_factory.mktemp("cache"), cache))
-
-
-@pytest.fixture(scope="module")
-def alone(toy: Toy, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The two wheels as this machine builds them by itself, in a cache of their own."""
-    out = tmp_path_factory.mktemp("alone")
-    one = toy.with_cache(link_cache(tmp_path_factory.mktemp("cache"), cache))
-    done = one.run("matrix", toy.write(TWO), "--out", out)
-    assert done.returncode == 0, done.stderr
-    return {path.name: store.sha256_file(path) for path in out.glob("*.whl")}
 
 
 @pytest.fixture
@@ -98,19 +39,15 @@ def fresh(toy: Toy, slurm: Cluster, cache: store.Store, tmp_path: Path) -> Calla
     def driver() -> Driver:
         place = tmp_path / f"cache-{next(numbers)}"
         place.mkdir()
-        return Driver(toy.with_cache(link_cache(place, cache)), slurm, tmp_path / f"out-{place.name}")
+        return Driver(toy.with_cache(link_cache(place, cache)), site(slurm), tmp_path / f"out-{place.name}")
 
     return driver
-
-
-def states(done: Outcome) -> list[str]:
-    return [cell.state for cell in done.cells]
 
 
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], tmp_path: Path
 ) -> None:
-    driver, before = Driver(toy, slurm, tmp_path / "out"), len(slurm.jobs())
+    driver, before = Driver(toy, site(slurm), tmp_path / "out"), len(slurm.jobs())
     code, done, err = driver.run(toy.write('with = ["", "more", "broken"]'), "--slurm", "partition=all")
     assert (code, states(done)) == (6, ["built", "built", "failed"]), err
     assert driver.wheels == alone
@@ -139,7 +76,7 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
 def test_what_a_cluster_rejects_is_one_message(
     words: tuple[str, ...], said: str, toy: Toy, slurm: Cluster, tmp_path: Path
 ) -> None:
-    driver = Driver(toy, slurm, tmp_path / "out")
+    driver = Driver(toy, site(slurm), tmp_path / "out")
     process = driver.start(toy.write('arch = ["8.0", "9.0"]'), *words)
     code, done, err = driver.end(process)
     assert (code, states(done)) == (1, ["failed", "failed"])
@@ -175,7 +112,7 @@ def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
 def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     toy: Toy, slurm: Cluster, tmp_path: Path
 ) -> None:
-    driver, before = Driver(toy, slurm, tmp_path / "out"), len(slurm.jobs())
+    driver, before = Driver(toy, site(slurm), tmp_path / "out"), len(slurm.jobs())
     process = driver.start(toy.write('arch = ["9.0"]'))
     killed = set[int]()
     while process.poll() is None:
@@ -203,7 +140,7 @@ def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
 
 
 def test_a_driver_that_is_stopped_says_how_to_end_its_jobs(toy: Toy, slurm: Cluster, tmp_path: Path) -> None:
-    driver = Driver(toy, slurm, tmp_path / "out")
+    driver = Driver(toy, site(slurm), tmp_path / "out")
     process = driver.start(toy.write('arch = ["9.0"]'))
     assert wait_for(lambda: bool(workers(driver.out)), 60.0)
     process.send_signal(signal.SIGINT)
@@ -222,34 +159,8 @@ def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_al
     scale: Callable[[int], int],
     chance: random.Random,
 ) -> None:
-    drivers, hit = scale(10), Counter[str]()
-    of_workers = math.ceil(scale(20) / drivers)
-    took = 8.0
-    for _ in range(drivers):
-        driver, began = fresh(), time.monotonic()
-        file = driver.toy.write(TWO)
-        process = driver.start(file)
-        whom = ["worker"] * of_workers + ["driver"]
-        chance.shuffle(whom)
-        for victim in whom:
-            wait_for(lambda p=process, d=driver: p.poll() is not None or bool(workers(d.out)), 120.0)  # type: ignore[misc]
-            time.sleep(chance.uniform(0.0, took / len(whom)))
-            if victim == "driver":
-                process.kill()
-                hit[victim] += process.wait() == -signal.SIGKILL
-                process.communicate()
-                process = driver.start(file)
-            elif living := workers(driver.out):
-                os.kill(chance.choice(living), signal.SIGKILL)
-                hit[victim] += 1
-        code, done, err = driver.end(process)
-        took = time.monotonic() - began
-        assert (code, set(states(done)) - {"built", "unchanged"}) == (0, set()), err
-        assert driver.wheels == alone
-        assert sorted(driver.published) == sorted(alone.items())
-        assert leftovers(driver.out) == []
-        assert slurm.idle() or wait_for(slurm.idle, 30.0), slurm.run("squeue")
-    print(f"{drivers} matrices: {dict(hit)} killed")
+    hit = kill_at_random(fresh, (scale(20), scale(10)), chance, alone)
+    assert slurm.idle() or wait_for(slurm.idle, 30.0), slurm.run("squeue")
     assert hit["worker"] >= scale(20) // 2
     assert hit["driver"] >= scale(10) // 2
 
@@ -261,7 +172,7 @@ def test_a_node_that_fails_hands_its_cell_to_the_other_one(
     (tmp_path / "cache").mkdir()
     one = toy.with_cache(link_cache(tmp_path / "cache", cache))
     with cluster(tmp_path_factory.mktemp("slurm")) as slurm:
-        driver = Driver(one, slurm, tmp_path / "out")
+        driver = Driver(one, site(slurm), tmp_path / "out")
         process = driver.start(toy.write(TWO))
         assert wait_for(lambda: len(workers(driver.out)) >= 4, 120.0)
         slurm.stop("n1")

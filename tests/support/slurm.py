@@ -127,8 +127,8 @@ class Cluster:
 
 
 def workers(out: Path) -> list[int]:
-    """Processes of jobs that build wheels in a folder: those of submitit, and those of dca below them."""
-    found = [process for process, line in _lines() if f" --out {out} " in f"{line} " and " --cell " in line]
+    """Processes of jobs that build wheels in a folder: those of dca, and those of submitit above them."""
+    found = [process for process, line in _lines() if f" --out {out} " in line and " --cell " in line]
     return [*found, *(process for process, line in _lines() if "submitit.core._submit" in line)]
 
 
@@ -167,7 +167,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     (folder / "munge/key").chmod(0o600)
     (folder / "gpu").touch()
     (folder / "gres.conf").write_text("".join(f"NodeName={name} Name=gpu File={folder}/gpu\n" for name in NODES))
-    host, ports = socket.gethostname().partition(".")[0], _free_ports(1 + len(NODES))
+    host, ports = socket.gethostname().partition(".")[0], free_ports(1 + len(NODES))
     lines = [NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports[1:], strict=True)]
     text = CONFIG.format(folder=folder, root=root, library=LIBRARY, host=host, ports=ports, nodes="\n".join(lines))
     (folder / "slurm.conf").write_text(text)
@@ -196,9 +196,17 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         process.communicate()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int, above: int = 0) -> list[int]:
+    """Ports of this machine that nobody listens on.
+
+    Args:
+        count: how many.
+        above: the least that each must be.
+    """
     with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in taken:
+        ports = list[int]()
+        while len(ports) < count:
+            one = stack.enter_context(socket.socket())
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in taken]
+            ports += [port for port in (one.getsockname()[1],) if port >= above]
+        return ports
