@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 from pydantic import ValidationError
 
-from dca.foundation import runner, store
+from dca.foundation import documents, runner, store
 from dca.foundation.errors import DcaError, Interrupted
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -99,7 +99,7 @@ def work(argv: Sequence[str], log: Path) -> str:
     """
     lines: list[str] = []
     done = runner.run(
-        argv, env=dict(os.environ), log=log, supervision=Supervision(on_line=lines.append, keep_lines=1, scratch=False)
+        argv, env=dict(os.environ), log=log, supervision=Supervision(on_line=lines.append, keep_lines=0, scratch=False)
     )
     text = document(lines)
     if not text:
@@ -131,7 +131,7 @@ def run(expansion: Expansion, jobs: Sequence[Job], settings: Settings, run: Run,
     report = running.report_file(settings, run.cache)
     with run.cache.lock(
         "matrix",
-        report.parent.name,
+        documents.digest(str(report.parent))[:16],
         lambda: run.reporter.note("another dca process is running this matrix; waiting."),
     ):
         progress = Progress(running.outcome(expansion, settings.file), report, settings.changed)

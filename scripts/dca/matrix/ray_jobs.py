@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import machine
-from dca.foundation import environment, store
+from dca.foundation import documents, environment, store
 from dca.foundation.errors import DcaError
 from dca.matrix.engine import Seen, document
 from dca.matrix.values import Job
@@ -29,7 +29,7 @@ class Ray:
     """The cluster of RAY_ADDRESS, or the one that runs on this machine.
 
     Args:
-        folder: for the jobs' logs; its parent's name tells matrices apart.
+        folder: for the jobs' logs; its path tells matrices apart.
         words: that the command of every job ends with.
 
     Raises:
@@ -48,7 +48,7 @@ class Ray:
                 why="it must have the version of the cluster.",
                 remedy=machine.install_command("ray").replace(" ray", " 'ray[default]'"),
             ) from None
-        self.folder, self.words, self.prefix = folder, tuple(words), f"dca-{folder.parent.name}-"
+        self.folder, self.words, self.prefix = folder, tuple(words), f"dca-{documents.digest(str(folder))[:12]}-"
         self._number = Counter[str]()
         self._nodes: dict[str, str] = {}
         with _asking():

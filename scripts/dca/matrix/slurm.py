@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import machine
-from dca.foundation import runner
+from dca.foundation import documents, runner
 from dca.foundation.errors import DcaError
 from dca.foundation.runner import Supervision
 from dca.matrix.engine import Seen, work
@@ -85,7 +85,7 @@ class Slurm:
     """The cluster that the programs of Slurm on this machine know.
 
     Args:
-        folder: for the jobs' files, shared by all nodes; its parent's name tells matrices apart.
+        folder: for the jobs' files, shared by all nodes; its path tells matrices apart.
         given: further options of sbatch, which take precedence.
         words: that the command of every job ends with.
 
@@ -111,7 +111,7 @@ class Slurm:
                 remedy=machine.install_command("submitit"),
             ) from None
         self.folder, self.given, self.words = folder, dict(given), tuple(words)
-        self.prefix = f"dca-{folder.parent.name}-"
+        self.prefix = f"dca-{documents.digest(str(folder))[:12]}-"
         self._gone: dict[str, float] = {}
         self._nodes: dict[str, str] = {}
         self._cells: dict[str, str] = {}
