@@ -159,6 +159,44 @@ def test_the_result_of_a_job_of_an_earlier_driver_is_taken(
     assert [cell.job for cell in done.cells] == [f"{first}-1", "77"]
 
 
+def test_why_a_job_of_a_stand_in_waits_is_said_once(
+    matrix: Matrix, planned: Outcome, use: Callable[[StandIn], None]
+) -> None:
+    looks = Counter[str]()
+
+    def answer(job: Job, _: int) -> Seen:
+        looks[job.id] += 1
+        if looks[job.id] < 4:
+            return Seen("queued", why="PartitionDown")
+        if looks[job.id] < 6:
+            return Seen("running", node="n7")
+        return Seen("ended", node="n7", report=node_report(planned, job))
+
+    use(StandIn(answer))
+    code, _, err = matrix.run("--executor", "slurm")
+    assert code == 0
+    first = planned.cells[0].id
+    assert err.count(f"{first}: job {first}-1 waits: PartitionDown.") == 1
+    lines = [line.split()[0] for line in err.splitlines() if line.rstrip().endswith(planned.cells[0].version)]
+    assert [line for line in lines if line != "plan"] == ["queued", "building", "built"]
+
+
+def test_an_engine_that_lets_no_job_wait_for_long_is_asked_as_often_as_needed(
+    matrix: Matrix, planned: Outcome, use: Callable[[StandIn], None]
+) -> None:
+    enough = 3 * engine.TRIES
+
+    def answer(job: Job, number: int) -> Seen:
+        waited = number < enough
+        report = "" if waited else node_report(planned, job)
+        return Seen("ended", report=report, why="it waited too long.", waited=waited)
+
+    one = StandIn(answer)
+    use(one)
+    code, done = matrix.report("--executor", "slurm")
+    assert (code, states(done), set(one.submitted.values())) == (0, ["built", "built"], {enough})
+
+
 def _job(cell: str) -> Job:
     return Job(
         id=cell, cells=(cell,), options="", plan="", version="", here=True, sources=0, cores=1, gib=1, command=()
