@@ -65,7 +65,7 @@ def ray_python(folder: Path, cache: store.Store) -> Path:
     uv, env, python = machine.find_uv(), environments.uv_environment(cache), folder / "bin/python"
     for argv in (
         [uv, "venv", "--python", sys.executable, folder],
-        [uv, "pip", "install", "--python", python, RAY],
+        [uv, "pip", "install", "--compile-bytecode", "--python", python, RAY],
     ):
         done = subprocess.run([*map(str, argv)], env=env, text=True, capture_output=True, check=False)
         if done.returncode:
