@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HANDED_ON = ("PYTHONPATH", "DCA_*", "CC", "CXX", "CUDAHOSTCXX", "CUDA_HOME")
 """Variables of the driver that jobs get; the others are those of the node."""
+LISTED_SECONDS = 60.0
+"""How long a job may be missing in the list of jobs before it counts as lost."""
 SAID = 300
 """How much of a message of Ray's is shown; the log, which follows in it, has a file of its own."""
 
@@ -51,6 +54,7 @@ class Ray:
         self.folder, self.words, self.prefix = folder, tuple(words), f"dca-{documents.digest(str(folder))[:12]}-"
         self._number = Counter[str]()
         self._nodes: dict[str, str] = {}
+        self._missing: dict[str, float] = {}
         with _asking():
             self._client = JobSubmissionClient()
 
@@ -120,7 +124,10 @@ class Ray:
             jobs = self._jobs()
             for identity in identities:
                 if identity not in jobs:
-                    seen[identity] = Seen("ended", why="Ray has forgotten it.")
+                    # It may not be listed at once.
+                    since = self._missing.setdefault(identity, time.monotonic())
+                    if time.monotonic() - since > LISTED_SECONDS:
+                        seen[identity] = Seen("ended", why="Ray has forgotten it.")
                 elif not jobs[identity].status.is_terminal():
                     running = jobs[identity].status.value == "RUNNING"
                     seen[identity] = Seen("running" if running else "queued", node=self._node(jobs[identity]))
