@@ -60,17 +60,23 @@ class Ray:
 
     def left(self) -> dict[str, str]:
         """Jobs of an earlier driver whose result nobody has taken: the newest job's id by the id of its cell."""
-        found: dict[str, str] = {}
         with _asking():
-            for identity, job in self._jobs().items():
+            jobs = self._jobs()
+            # An id is used once, also when its job is no longer listed.
+            for identity in [*jobs, *(f"{self.prefix}{path.stem}" for path in self.folder.glob("*.taken"))]:
                 cell, _, number = identity.removeprefix(self.prefix).rpartition("-")
-                if identity.startswith(self.prefix) and number.isdigit():
-                    self._number[cell] = max(self._number[cell], int(number))
-                    if job.status.is_terminal() and int(number) < self._number[cell]:
-                        self._client.delete_job(identity)
-            for cell, newest in self._number.items():
-                found[cell] = f"{self.prefix}{cell}-{newest}"
-        return found
+                if identity.startswith(self.prefix) and number.isdigit() and int(number) > self._number[cell]:
+                    self._number[cell] = int(number)
+            newest = {cell: f"{self.prefix}{cell}-{number}" for cell, number in self._number.items()}
+            for identity, job in jobs.items():
+                mine = identity.startswith(self.prefix) and job.status.is_terminal()
+                if mine and (self._taken(identity).exists() or identity not in newest.values()):
+                    self._client.delete_job(identity)
+        return {cell: identity for cell, identity in newest.items() if not self._taken(identity).exists()}
+
+    def _taken(self, identity: str) -> Path:
+        """A file that is there once the result of a job was taken."""
+        return self.folder / f"{identity.removeprefix(self.prefix)}.taken"
 
     def submit(self, job: Job) -> str:
         """Submit a job; its id.
@@ -142,7 +148,7 @@ class Ray:
         return self._nodes.get(identity, identity[:12])
 
     def _ended(self, identity: str, job: JobDetails) -> Seen:
-        log, text = self.folder / f"{identity.removeprefix(self.prefix)}.log", ""
+        log, text = self._taken(identity).with_suffix(".log"), ""
         # The log of a node that is gone went with it.
         with contextlib.suppress(DcaError), _asking():
             text = self._client.get_job_logs(identity)
@@ -162,9 +168,11 @@ class Ray:
         return {str(job.submission_id): job for job in self._client.list_jobs() if job.submission_id}
 
     def forget(self, identity: str) -> None:
-        """Remove an ended job from Ray's list."""
-        with contextlib.suppress(DcaError), _asking():
-            self._client.delete_job(identity)
+        """Note that the result of a job was taken.
+
+        The next driver removes it from Ray's list: one that has just ended Ray would list again, as one that died.
+        """
+        store.write_bytes(self._taken(identity), b"")
 
     def how_to_end(self) -> str:
         """The command that ends all jobs of this matrix."""
