@@ -49,7 +49,7 @@ class Ray:
                 "DCA-103",
                 "Ray is not installed, which --executor ray requires.",
                 why="it must have the version of the cluster.",
-                remedy=machine.install_command("ray").replace(" ray", " 'ray[default]'"),
+                remedy=machine.install_command("ray"),
             ) from None
         self.folder, self.words, self.prefix = folder, tuple(words), f"dca-{documents.digest(str(folder))[:12]}-"
         self._number = Counter[str]()
