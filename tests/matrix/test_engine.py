@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -282,6 +283,33 @@ def test_options_of_sbatch_that_would_break_a_job_are_rejected(words: tuple[str,
     with pytest.raises(DcaError, match=said) as caught:
         slurm.options(words)
     assert caught.value.code == "DCA-201"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), {"cpus-per-task": "1", "mem": "1G"}),
+        (("mem=7G", "cpus-per-task=3"), {"cpus-per-task": "3", "mem": "7G"}),
+        (("mem-per-cpu=2G", "exclusive"), {"cpus-per-task": "1", "mem-per-cpu": "2G", "exclusive": ""}),
+        (("time=90", "comment=a 'b'"), {"cpus-per-task": "1", "mem": "1G", "time": "90", "comment": "a 'b'"}),
+    ],
+)
+def test_a_script_for_sbatch_has_each_option_once(
+    words: tuple[str, ...], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import submitit
+
+    monkeypatch.setattr(slurm, "PROGRAMS", ())
+    one = slurm.Slurm(tmp_path / "slurm", slurm.options(words))
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)
+    executor = submitit.SlurmExecutor(tmp_path)
+    executor.update_parameters(**one.parameters(_job("01234567")))
+    text = executor._make_submission_file_text("true", "0")
+    lines = [shlex.split(line)[1].removeprefix("--") for line in text.splitlines() if line.startswith("#SBATCH")]
+    found = {line.partition("=")[0]: line.partition("=")[2] for line in lines}
+    assert len(found) == len(lines)
+    own = {"job-name", "nodes", "open-mode", "output", "signal"}
+    assert {name: value for name, value in found.items() if name not in own} == expected
 
 
 @pytest.mark.parametrize(

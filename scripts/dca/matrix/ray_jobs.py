@@ -20,8 +20,8 @@ from dca.matrix.values import Job
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
-HANDED_ON = ("PYTHONPATH", "DCA_*", "CC", "CXX", "CUDAHOSTCXX", "CUDA_HOME")
-"""Variables of the driver that jobs get; the others are those of the node."""
+HANDED_ON = ("PYTHONPATH", "CC", "CXX", "CUDAHOSTCXX", "CUDA_HOME")
+"""Variables of the driver that jobs get; who sees the cluster can read them. Others are those of the node."""
 LISTED_SECONDS = 60.0
 """How long a job may be missing in the list of jobs before it counts as lost."""
 SAID = 300

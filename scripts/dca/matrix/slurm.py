@@ -142,18 +142,7 @@ class Slurm:
         folder = self.folder / job.id
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.SlurmExecutor(folder)
-        parameters: dict[str, Any] = {
-            "job_name": f"{self.prefix}{job.id}",
-            "cpus_per_task": job.cores,
-            "mem": f"{job.gib}G",
-            # The partition's own limit, if none is given.
-            "time": None,
-            "stderr_to_stdout": True,
-            # Signals then go to dca as well.
-            "use_srun": False,
-            "additional_parameters": {key.replace("-", "_"): value for key, value in self.given.items()},
-        }
-        executor.update_parameters(**parameters)
+        executor.update_parameters(**self.parameters(job))
         argv = (sys.executable, "-m", *job.command, *self.words)
         try:
             # What sbatch says is in the error.
@@ -171,6 +160,24 @@ class Slurm:
             ) from None
         self._cells[identity] = job.id
         return identity
+
+    def parameters(self, job: Job) -> dict[str, Any]:
+        """What submitit is told of a job, by the names of its parameters."""
+        given = {key.replace("-", "_"): value for key, value in self.given.items()}
+        memory = {} if given.keys() & {"mem_per_cpu", "mem_per_gpu"} else {"mem": f"{job.gib}G"}
+        return {
+            "job_name": f"{self.prefix}{job.id}",
+            "cpus_per_task": job.cores,
+            **memory,
+            # The partition's own limit, if none is given.
+            "time": None,
+            # Clusters that check such keys do not know submitit's.
+            "wckey": None,
+            "stderr_to_stdout": True,
+            # Signals then go to dca as well.
+            "use_srun": False,
+            "additional_parameters": given,
+        }
 
     def look(self, identities: Sequence[str]) -> dict[str, Seen]:
         """How far jobs are; those of which nothing is known now are left out."""
@@ -197,10 +204,12 @@ class Slurm:
         return seen
 
     def _without_result(self, identity: str, state: str, node: str, reason: str) -> Seen | None:
-        if state in QUEUED:
+        if state in QUEUED | RUNNING:
+            # Also after its node failed, when Slurm queues it again.
+            self._gone.pop(identity, None)
+            if state in RUNNING:
+                return Seen("running", node=node)
             return Seen("queued", why="" if reason in USUAL else reason)
-        if state in RUNNING:
-            return Seen("running", node=node)
         # It has ended, and Slurm forgets such jobs after some minutes.
         since = self._gone.setdefault(identity, time.monotonic())
         if time.monotonic() - since < RESULT_SECONDS:
