@@ -42,7 +42,7 @@ def site(ray: RayCluster) -> Site:
     return Site("ray", ray.within, str(ray.python))
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.network
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     toy: Toy, ray: RayCluster, alone: dict[str, str], tmp_path: Path

@@ -44,6 +44,7 @@ def fresh(toy: Toy, slurm: Cluster, cache: store.Store, tmp_path: Path) -> Calla
     return driver
 
 
+@pytest.mark.whole
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_a_cluster_rejects_is_one_message(
     )
 
 
+@pytest.mark.whole
 def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], fresh: Callable[[], Driver]
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     assert driver.wheels == alone
 
 
+@pytest.mark.whole
 def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     toy: Toy, slurm: Cluster, tmp_path: Path
 ) -> None:
