@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from dca.foundation import store
 from tests.support import link_cache
-from tests.support.drivers import TWO
+from tests.support.drivers import STARTED, TWO
 from tests.support.toy import Toy
+
+
+@pytest.fixture(autouse=True)
+def _end_drivers() -> Iterator[None]:
+    """Leave no driver of a test that failed."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -182,6 +182,25 @@ def test_why_a_job_of_a_stand_in_waits_is_said_once(
     assert [line for line in lines if line != "plan"] == ["queued", "building", "built"]
 
 
+def test_a_stand_in_that_does_not_answer_for_a_while_is_waited_for(
+    matrix: Matrix, planned: Outcome, use: Callable[[StandIn], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, asked = StandIn(lambda job, _: Seen("ended", report=node_report(planned, job))), Counter[str]()
+    look = one.look
+
+    def silent(identities: Sequence[str]) -> dict[str, Seen]:
+        asked["look"] += 1
+        if asked["look"] < 5:
+            raise DcaError("DCA-171", "Slurm does not answer.", why="connect failure", remedy="try `squeue`.")
+        return look(identities)
+
+    monkeypatch.setattr(one, "look", silent)
+    use(one)
+    code, _, err = matrix.run("--executor", "slurm")
+    assert (code, err.count("Slurm does not answer. Waiting. connect failure")) == (0, 1)
+    assert set(one.submitted.values()) == {1}
+
+
 def test_an_engine_that_lets_no_job_wait_for_long_is_asked_as_often_as_needed(
     matrix: Matrix, planned: Outcome, use: Callable[[StandIn], None]
 ) -> None:

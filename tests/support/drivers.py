@@ -22,6 +22,8 @@ from tests.support.kills import leftovers
 from tests.support.slurm import workers
 from tests.support.toy import Toy
 
+# Drivers of the test that runs, which would wait for ever for a cluster that is gone.
+STARTED: list[subprocess.Popen[str]] = []
 TWO = 'with = ["", "more"]'
 
 
@@ -54,7 +56,7 @@ class Driver:
 
     def start(self, file: Path, *more: str, **env: str) -> subprocess.Popen[str]:
         places = ("--out", self.out, "--index", self.index, "--json", "--executor", self.site.executor)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [self.site.python, *self.toy.words("matrix", file, *places, *more)[1:]],
             cwd=self.toy.folder,
             env={**self.site.within(self.toy.env), **env},
@@ -62,6 +64,8 @@ class Driver:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        STARTED.append(process)
+        return process
 
     def run(self, file: Path, *more: str, **env: str) -> tuple[int, Outcome, str]:
         """Exit code, report, and what it said on standard error."""

@@ -75,7 +75,11 @@ class Engine(Protocol):
         """
 
     def look(self, identities: Sequence[str]) -> Mapping[str, Seen]:
-        """How far jobs are; those of which nothing is known now are left out."""
+        """How far jobs are; those of which nothing is known now are left out.
+
+        Raises:
+            DcaError: DCA-171 when the engine does not answer.
+        """
 
     def forget(self, identity: str) -> None:
         """Remove what `left` would find of a job whose result was taken."""
@@ -168,6 +172,7 @@ class _Driver:
         self.waiting: dict[str, tuple[Wheel, Job]] = {}
         self.tries = Counter[str]()
         self.said: dict[str, Seen] = {}
+        self.silent = False
 
     def adopt(self, wheel: Wheel, job: Job, identity: str) -> None:
         """Go on with a job of an earlier driver."""
@@ -195,7 +200,7 @@ class _Driver:
         began = time.monotonic()
         try:
             while self.waiting:
-                for identity, seen in self.engine.look(tuple(self.waiting)).items():
+                for identity, seen in self._look().items():
                     self._see(identity, seen)
                 if self.waiting:
                     time.sleep(min(longest, max(shortest, (time.monotonic() - began) / 60)))
@@ -204,6 +209,18 @@ class _Driver:
                 f"Jobs go on in {self.engine.name}, and the same command takes their results; "
                 f"`{self.engine.how_to_end()}` ends them."
             ) from None
+
+    def _look(self) -> Mapping[str, Seen]:
+        """How far the jobs are; nothing, while the engine does not answer: it may be started again."""
+        try:
+            found = self.engine.look(tuple(self.waiting))
+        except DcaError as error:
+            if not self.silent:
+                self.reporter.note(f"{error.what} Waiting. {' '.join(error.why.split())}")
+            self.silent = True
+            return {}
+        self.silent = False
+        return found
 
     def _see(self, identity: str, seen: Seen) -> None:
         wheel, job = self.waiting[identity]

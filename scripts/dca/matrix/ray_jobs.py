@@ -123,10 +123,13 @@ class Ray:
         return list(nodes)
 
     def look(self, identities: Sequence[str]) -> dict[str, Seen]:
-        """How far jobs are; those of which nothing is known now are left out."""
+        """How far jobs are; those of which nothing is known now are left out.
+
+        Raises:
+            DcaError: DCA-171 when Ray does not answer.
+        """
         seen = {}
-        # The head may be busy, or be started again; meanwhile jobs go on.
-        with contextlib.suppress(DcaError), _asking():
+        with _asking():
             jobs = self._jobs()
             for identity in identities:
                 if identity not in jobs:

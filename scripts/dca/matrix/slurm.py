@@ -180,13 +180,17 @@ class Slurm:
         }
 
     def look(self, identities: Sequence[str]) -> dict[str, Seen]:
-        """How far jobs are; those of which nothing is known now are left out."""
-        seen = {}
+        """How far jobs are; those of which nothing is known now are left out.
+
+        Raises:
+            DcaError: DCA-171 when Slurm does not answer and no result is there.
+        """
+        seen, silent = {}, None
+        queue: dict[str, tuple[str, str, str, str]] | None = None
         try:
             queue = self._queue("--states=all")
-        except DcaError:
-            # The controller may be started again; meanwhile jobs go on.
-            queue = None
+        except DcaError as error:
+            silent = error
         for identity in identities:
             if queue is not None and identity in queue:
                 self._nodes[identity] = queue[identity][1] or self._nodes.get(identity, "")
@@ -201,6 +205,8 @@ class Slurm:
                 one = self._without_result(identity, state, node, reason)
                 if one is not None:
                     seen[identity] = one
+        if silent and not seen:
+            raise silent
         return seen
 
     def _without_result(self, identity: str, state: str, node: str, reason: str) -> Seen | None:
