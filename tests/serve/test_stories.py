@@ -117,7 +117,7 @@ def test_story_A4_offline_with_the_documents_arguments(tmp_path: Path) -> None:
         def to_diff_dict(self) -> dict[str, float]:
             return {**(self.own or {}), "eos_token_id": 2}
 
-    names = {"SamplingParams": dict, "GenerationConfig": Stand(), "MODEL": ORDINARY}
+    names: dict[str, Any] = {"SamplingParams": dict, "GenerationConfig": Stand(), "MODEL": ORDINARY}
     exec(compile(ast.Module([function], []), "offline.py", "exec", dont_inherit=True), names)
     assert names["own_sampling"](max_tokens=8) == {"max_tokens": 8}
     Stand.own = {"temperature": 0.7, "top_k": 20}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dca.serve import outcome
+from dca.serve.gpus import GIB
 from tests.support.serving import codes, flags, planned
 
 DENSE = {
@@ -112,7 +112,7 @@ def test_weights_that_the_engine_quantizes_are_loaded_whole_by_older_versions_al
         planned(large, "1xL40S", version=version, quantization="fp8", length=2048) for version in ("0.10.2", "0.33.0")
     )
     assert old.planned.ends == "loading"
-    assert f"{old.planned.loaded / outcome.GIB:.1f} GiB" in old.errors[-1].what
+    assert f"{old.planned.loaded / GIB:.1f} GiB" in old.errors[-1].what
     assert "before the engine quantizes them" in old.errors[-1].what
     assert new.planned.ends != "loading"
     assert not any("16 bits" in note for note in new.notes)
