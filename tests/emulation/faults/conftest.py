@@ -30,12 +30,12 @@ def kernel_compiler(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def builder(
-    kernel_compiler: sources.Compiler, plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
+    kernel_compiler: sources.Compiler, planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
 ) -> modules.Builder:
     """The builder of flash-attention's module, against the torch that the wheel runs with."""
     run = Run(cache, Silent(), tmp_path_factory.mktemp("torch") / "log")
-    lock = data.run_lock(plan.recipe, "lean")
-    return modules.Builder(kernel_compiler, environments.make(lock, plan.python_path, plan.python, run))
+    lock = data.run_lock(planned.recipe, "lean")
+    return modules.Builder(kernel_compiler, environments.make(lock, planned.python_path, planned.python, run))
 
 
 @pytest.fixture(scope="session")
