@@ -1,17 +1,25 @@
-"""Launches each kernel of attention once, on few numbers; the tests run this file behind the device with a wheel.
+"""Launches each kernel of attention once, on few numbers; the tests run this file behind the device.
 
-Dense and sparse, causal and not; from pages: in one part, and in several, which another kernel sums up. Args: names of
-dtypes.
+Dense and sparse, causal and not; from pages: in one part, and in several, which another kernel sums up. Args: a module
+of flash-attention, and the name of a dtype.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
-import vllm.vllm_flash_attn as flash
 
 GPU, DIM, PAGE = "cuda", 128, 16
+# Of arguments that are not given, by their types in the schema. Windows of -1 are none.
+NEUTRAL = {"float": 0.0, "bool": False, "int": -1}
+
+
+def call(name: str, **given: Any) -> None:
+    """Call an op with its arguments by name."""
+    op = getattr(torch.ops._vllm_fa2_C, name).default
+    op(*(given.get(one.name, NEUTRAL.get(str(one.type))) for one in op._schema.arguments))
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -27,38 +35,41 @@ def drawn(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 def dense(dtype: torch.dtype, causal: bool) -> None:
     """Two sequences, one of them with more than a block of rows and several of keys."""
     q, k, v = (drawn(dtype, count, heads, DIM) for count, heads in ((77, 2), (223, 1), (223, 1)))
-    flash.flash_attn_varlen_func(q, k, v, 70, ints(0, 7, 77), 200, ints(0, 23, 223), causal=causal)
+    of_keys = {
+        "cu_seqlens_q": ints(0, 7, 77),
+        "cu_seqlens_k": ints(0, 23, 223),
+        "max_seqlen_q": 70,
+        "max_seqlen_k": 200,
+    }
+    call("varlen_fwd", q=q, k=k, v=v, **of_keys, softmax_scale=DIM**-0.5, is_causal=causal)
 
 
 def paged(dtype: torch.dtype, causal: bool, parts: int) -> None:
     """Two sequences, of less than a page and of several blocks of keys, in pages."""
-    k, v = (drawn(dtype, 30, PAGE, 1, DIM) for _ in range(2))
-    table = torch.randperm(30)[:26].view(2, 13).to(torch.int32).to(GPU)
-    q = drawn(dtype, 2, 3, 2, DIM)
-    flash.flash_attn_with_kvcache(
-        q, k, v, block_table=table, cache_seqlens=ints(9, 195), causal=causal, num_splits=parts
-    )
+    q, k, v = drawn(dtype, 2, 3, 2, DIM), *(drawn(dtype, 30, PAGE, 1, DIM) for _ in range(2))
+    of_cache = {"block_table": torch.randperm(30)[:26].view(2, 13).int().to(GPU), "seqlens_k": ints(9, 195)}
+    how = {"softmax_scale": DIM**-0.5, "is_causal": causal, "num_splits": parts}
+    call("fwd_kvcache", q=q, kcache=k, vcache=v, **of_cache, **how)
 
 
 def sparse(dtype: torch.dtype, causal: bool) -> None:
     """Two blocks of rows with up to three blocks and two rounds of columns, or with columns alone."""
     q, k, v = (drawn(dtype, 1, count, heads, DIM) for count, heads in ((70, 2), (333, 1), (333, 1)))
-    listed, columns = ints(0, 64, 256), ints(*range(128, 197))
     shape = (1, 2, 2)
-    lists = (
-        ints(3, 0, 1, 3).view(shape),
-        listed.expand(*shape, 3).contiguous(),
-        ints(69, 69, 0, 3).view(shape),
-        columns.expand(*shape, len(columns)).contiguous(),
-    )
-    flash.sparse_attn_func(q, k, v, *lists, causal=causal, return_softmax_lse=True)
+    lists = {
+        "block_count": ints(3, 0, 1, 3).view(shape),
+        "block_offset": ints(0, 64, 256).expand(*shape, 3).contiguous(),
+        "column_count": ints(69, 69, 0, 3).view(shape),
+        "column_index": ints(*range(128, 197)).expand(*shape, 69).contiguous(),
+    }
+    call("fwd_sparse", q=q, k=k, v=v, **lists, softmax_scale=DIM**-0.5, is_causal=causal)
 
 
+torch.ops.load_library(sys.argv[1])
 torch.manual_seed(1)
-for name in sys.argv[1:]:
-    for causal in (True, False):
-        sparse(getattr(torch, name), causal)
-        dense(getattr(torch, name), causal)
-        for parts in (1, 3):
-            paged(getattr(torch, name), causal, parts)
+for causal in (True, False):
+    sparse(getattr(torch, sys.argv[2]), causal)
+    dense(getattr(torch, sys.argv[2]), causal)
+    for parts in (1, 3):
+        paged(getattr(torch, sys.argv[2]), causal, parts)
 torch.cuda.synchronize()

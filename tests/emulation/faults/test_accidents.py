@@ -11,10 +11,8 @@ import pytest
 
 from dca.emulation import kernels
 from dca.foundation import runner
-from dca.foundation.events import Silent
-from dca.foundation.run import Run
 from dca.foundation.store import Store
-from tests.emulation import bare, sparse
+from tests.emulation import sparse
 from tests.emulation.faults import examination, modules, sources
 from tests.support import ROOT, launch
 
@@ -71,10 +69,8 @@ def test_the_check_of_wheels_fails_attention_that_is_not_causal_by_its_host_code
 ) -> None:
     tree = sources.checkout(sources.clones()[0], commit, "csrc/flash_attn", tmp_path / "tree")
     module = builder.module(tree, launched, tmp_path)
-    run = Run(cache, Silent(), tmp_path / "log")
 
-    only = {"cases": (*CAUSAL, *OTHERS), "dtypes": ("bfloat16",), "head_dims": (sparse.DIM,)}
-    results = bare.proven(module, builder.python, tmp_path, run, only)
+    results = builder.proven(module, (*CAUSAL, *OTHERS), tmp_path, cache)
 
     for case, line in results.items():
         print(case, line["passed"], line.get("detail", line.get("figures")), flush=True)

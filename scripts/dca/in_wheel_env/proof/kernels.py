@@ -483,7 +483,10 @@ class Bench:
         random = torch.Generator().manual_seed(seed)
         queries, keys = [sizes.queries] * sizes.batch, [sizes.keys] * sizes.batch
         lines = random_lines(queries, keys, sizes.heads, causal, random)
-        return Problem(*self.tensors(dtype, sizes, random), lines, causal)
+        q, k, v = self.tensors(dtype, sizes, random)
+        # Rows of values that are further apart than those of keys, as in a projection of all three.
+        room = torch.full_like(v[:, :, :1], torch.nan)
+        return Problem(q, k, torch.cat((v, room), 2)[:, :, :-1], lines, causal)
 
     def run(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Output `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, in poisoned memory."""
