@@ -63,19 +63,6 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
 
 
 @pytest.mark.whole
-def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache: Store) -> None:
-    one = sparse.attention(CASES[0], seed=7)
-    library = _library(CASES[0], texts, cache)
-    results = set()
-    for seed in range(4):
-        outcome = launch.launch(library, one.launch(seed, launch.ADDRESSES | launch.SHARED | launch.RACES))
-        assert outcome.findings == ()
-        results.add(bytes(one.buffers[3]) + bytes(one.buffers[4]))
-
-    assert len(results) == 1
-
-
-@pytest.mark.whole
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
 def test_every_kernel_is_translated_and_every_form_is_in_the_list(
