@@ -34,7 +34,7 @@ def drawn(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 def dense(dtype: torch.dtype, causal: bool) -> None:
     """Two sequences, one of them with more than a block of rows and several of keys."""
-    q, k, v = (drawn(dtype, count, heads, DIM) for count, heads in ((77, 2), (223, 1), (223, 1)))
+    q, k, v = (drawn(dtype, count, 1, DIM) for count in (77, 223, 223))
     of_keys = {
         "cu_seqlens_q": ints(0, 7, 77),
         "cu_seqlens_k": ints(0, 23, 223),
@@ -46,20 +46,20 @@ def dense(dtype: torch.dtype, causal: bool) -> None:
 
 def paged(dtype: torch.dtype, causal: bool, parts: int) -> None:
     """Two sequences, of less than a page and of several blocks of keys, in pages."""
-    q, k, v = drawn(dtype, 2, 3, 2, DIM), *(drawn(dtype, 30, PAGE, 1, DIM) for _ in range(2))
+    q, k, v = drawn(dtype, 2, 3, 1, DIM), *(drawn(dtype, 30, PAGE, 1, DIM) for _ in range(2))
     of_cache = {"block_table": torch.randperm(30)[:26].view(2, 13).int().to(GPU), "seqlens_k": ints(9, 195)}
     how = {"softmax_scale": DIM**-0.5, "is_causal": causal, "num_splits": parts}
     call("fwd_kvcache", q=q, kcache=k, vcache=v, **of_cache, **how)
 
 
 def sparse(dtype: torch.dtype, causal: bool) -> None:
-    """Two blocks of rows with up to three blocks and two rounds of columns, or with columns alone."""
-    q, k, v = (drawn(dtype, 1, count, heads, DIM) for count, heads in ((70, 2), (333, 1), (333, 1)))
-    shape = (1, 2, 2)
+    """Blocks of rows with blocks and columns, with two rounds of columns alone, and with a block alone."""
+    q, k, v = (drawn(dtype, 1, count, 1, DIM) for count in (134, 333, 333))
+    shape = (1, 1, 3)
     lists = {
-        "block_count": ints(3, 0, 1, 3).view(shape),
-        "block_offset": ints(0, 64, 256).expand(*shape, 3).contiguous(),
-        "column_count": ints(69, 69, 0, 3).view(shape),
+        "block_count": ints(2, 0, 1).view(shape),
+        "block_offset": ints(0, 64).expand(*shape, 2).contiguous(),
+        "column_count": ints(3, 69, 0).view(shape),
         "column_index": ints(*range(128, 197)).expand(*shape, 69).contiguous(),
     }
     call("fwd_sparse", q=q, k=k, v=v, **lists, softmax_scale=DIM**-0.5, is_causal=causal)
