@@ -270,6 +270,8 @@ def main() -> None:
             locks = root / "build/locks"
             solve(["--group", "bootstrap", root / "pyproject.toml"], locks / "tool.txt", cache, before="")
             solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
+            s3: list[str | Path] = ["--extra", "s3", root / "pyproject.toml", "-c", locks / "tool.txt"]
+            solve(s3, locks / "s3.txt", cache, before="")
         if arguments.caches:
             cache_locks(cache, Path(folder))
         if arguments.ruler:

@@ -57,7 +57,7 @@ def test_actionlint_finds_a_planted_fault(linter: Path, tmp_path: Path) -> None:
 @pytest.mark.network
 def test_actionlint_finds_nothing_in_the_workflow_of_a_matrix(linter: Path, tmp_path: Path) -> None:
     file = tmp_path / "matrix.yml"
-    file.write_text(written("github"))
+    file.write_text(written("github", index=Path("index")))
     assert lint(linter, file) == []
     for script in scripts(file):
         assert "${{ matrix" not in script

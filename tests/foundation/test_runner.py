@@ -54,6 +54,19 @@ def test_arguments_reach_the_program_as_they_are(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_program_that_gives_way_does_so_also_against_other_sessions() -> None:
+    probe = """
+import os
+print(os.nice(0))
+print(open("/proc/self/autogroup").read() if os.path.exists("/proc/self/autogroup") else "")
+"""
+    told = [runner.run(python(probe), supervision=runner.Supervision(nice=nice)).tail for nice in (0, 7)]
+    own = os.nice(0)
+    assert [int(one[0]) for one in told] == [own, min(own + 7, 19)]
+    if told[0][1]:
+        assert [one[1].split()[-1] for one in told] == ["0", "7"]
+
+
 def test_the_program_runs_in_the_folder_given(tmp_path: Path) -> None:
     assert runner.run(python("import os; print(os.getcwd())"), cwd=tmp_path).tail == (str(tmp_path.resolve()),)
 

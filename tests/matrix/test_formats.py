@@ -17,6 +17,7 @@ from dca.cli.matrix import command
 from dca.foundation.errors import DcaError
 from dca.matrix import formats
 from dca.matrix.formats import FORMATS, Format
+from dca.matrix.jobs import Wish
 from dca.matrix.values import Job, Jobs
 from tests.support import ROOT
 
@@ -45,8 +46,8 @@ def job(number: int, **more: Any) -> Job:
 JOBS = Jobs(matrix=ODD, sha256="0" * 64, jobs=(job(1), job(2, cores=2, gib=7, here=False, code="DCA-302", why="no.")))
 
 
-def written(kind: Format, jobs: Jobs = JOBS) -> str:
-    return formats.write(jobs, kind, Path("dist"))
+def written(kind: Format, jobs: Jobs = JOBS, action: str = "", **more: Any) -> str:
+    return formats.write(jobs, kind, Wish(Path(ODD), 4, None, Path("dist"), **more), action)
 
 
 def parsed(line: str) -> None:
@@ -85,6 +86,49 @@ def test_github_takes_its_file(tmp_path: Path) -> None:
 def test_the_actions_of_githubs_file_are_those_of_this_projects_own_workflows() -> None:
     own = set(re.findall(r"uses: (\S+)", (ROOT / ".github/workflows/wheel.yml").read_text()))
     assert set(re.findall(r"uses: (\S+)", written("github"))) <= own
+
+
+def test_github_takes_its_file_for_another_repository_with_pages(tmp_path: Path) -> None:
+    action = f"someone/dca@{'a' * 40}"
+    text = written("github", action=action, index=Path("my index"))
+    valid("vendor.github-workflows", text, tmp_path)
+    jobs = yaml.safe_load(text)["jobs"]
+    assert list(jobs) == ["wheel", "pages"]
+    for job in jobs.values():
+        assert action in [step.get("uses") for step in job["steps"]]
+        assert not any("make venv" in step.get("run", "") for step in job["steps"])
+    (uploaded,) = [step["with"] for step in jobs["wheel"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    # The folder of an index has a hidden one.
+    assert uploaded["include-hidden-files"] is True
+    assert uploaded["path"].split("\n") == ["dist/*.whl", "matrix.json", "my index", ""]
+    (merging,) = [step["run"] for step in jobs["pages"]["steps"] if "merge" in step.get("run", "")]
+    assert merging == "dca index merge cells/*/'my index' --index site"
+
+
+@pytest.mark.parametrize("action", ["", f"someone/dca@{'a' * 40}"])
+def test_githubs_jobs_publish_to_a_bucket(action: str, tmp_path: Path) -> None:
+    bucket = ("--s3", "s3://wheels/a b", "--s3-endpoint", "https://store.example")
+    jobs = Jobs(matrix=ODD, sha256="0" * 64, jobs=(job(1, command=(*job(1).command, *bucket)),))
+    text = written("github", jobs, action, bucket=bucket)
+    valid("vendor.github-workflows", text, tmp_path)
+    (steps,) = [job["steps"] for job in yaml.safe_load(text)["jobs"].values()]
+    (line,) = [step["run"] for step in steps if "dca matrix" in step.get("run", "")]
+    assert "--s3 's3://wheels/a b' --s3-endpoint https://store.example" in line
+    if action:
+        assert [step["with"] for step in steps if step.get("uses") == action] == [{"s3": True}]
+    else:
+        (pip,) = [step["run"] for step in steps if "pip" in step.get("run", "")]
+        assert (ROOT / shlex.split(pip)[-1]).is_file()
+
+
+def test_the_action_takes_its_file(tmp_path: Path) -> None:
+    text = (ROOT / "action.yml").read_text()
+    valid("vendor.github-actions", text, tmp_path)
+    for step in yaml.safe_load(text)["runs"]["steps"]:
+        checker: list[str | Path] = [BIN / "shellcheck", "--shell=bash", "-"]
+        done = subprocess.run(checker, input=step["run"], text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout
+    assert "boto3==" in (ROOT / "build/locks/s3.txt").read_text()
 
 
 def test_gitlab_takes_its_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,6 +27,9 @@ from dca.matrix import running
 from dca.matrix.values import CellResult, Outcome
 from dca.pipeline import gather, probing
 from dca.pipeline import wheel as building
+from dca.publish.check import check
+from dca.publish.folder import Folder
+from dca.publish.records import read_records
 from dca.sources import git, index
 from dca.toolchain import apt, redist
 from tests.support.kills import killed_command, leftovers
@@ -246,7 +250,12 @@ def test_a_matrix_that_cannot_be_built_is_one_error(
     ("words", "said"),
     [
         (["--format", "json", "--dry-run"], "--format builds nothing"),
-        (["--format", "json", "--index", "i"], "--format builds nothing"),
+        (["--format", "json", "--report", "r"], "--format builds nothing"),
+        (["--format", "gitlab", "--action", f"a/b@{'0' * 40}"], "--action needs --format github"),
+        (["--format", "github", "--action", "a/b@v1"], "is not OWNER/NAME@COMMIT"),
+        (["--format", "github", "--index", "/srv/index"], "is no folder of the repository"),
+        (["--index", "i", "--s3", "s3://b/p"], "exclude each other"),
+        (["--dry-run", "--s3", "s3://b/p"], "--dry-run builds nothing"),
         (["--dry-run", "--smoke", "cpu"], "--dry-run builds nothing"),
         (["--cores", "4"], "--cores needs --format"),
     ],
@@ -402,3 +411,31 @@ def test_a_driver_killed_at_any_moment_goes_on_and_publishes_each_wheel_once(
     assert {path.name: store.sha256_file(path) for path in (tmp_path / "index").rglob("*.whl")} == whole.wheels
     assert leftovers(tmp_path / "out") == []
     assert any(killed) or len(killed) < 10
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_jobs_on_many_machines_publish_each_wheel_once_to_one_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of `--format json`, each three times and all at once, with caches of their own as other machines."""
+    index = tmp_path / "index"
+    matrix = Matrix(tmp_path, capsys)
+    status, out, _ = matrix.run("--format", "json", "--smoke", "static", "--index", index)
+    assert status == 0
+    jobs = json.loads(out)["jobs"]
+    assert len(jobs) == len(PLUGINS)
+    machines = []
+    for number, job in enumerate(jobs * 3):
+        folder = tmp_path / f"machine-{number}"
+        folder.mkdir()
+        words = [*job["command"][1:], "--cache-dir", str(folder / "cache"), "--offline"]
+        words[words.index("--out") + 1] = str(folder / "out")
+        machines.append(subprocess.Popen([sys.executable, "-m", "dca", *words], cwd=folder, stdout=subprocess.DEVNULL))
+    assert [machine.wait() for machine in machines] == [0] * len(machines)
+    # Reports of the same wheel that another machine has replaced stay until `dca index gc`.
+    assert check(index).wrong == ()
+    records = read_records(Folder(index)).records()
+    assert sorted(record.recipe for record in records) == PLUGINS
+    for record in records:
+        assert {"inspection", "provenance", "run-lock", "sbom", "smoke"} <= {proof.kind for proof in record.evidence}

@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": THIRTY, "recipe": "qwen-fork", "expert_parallel": True, "length": 4096}, ["DCA-158", "DCA-168"]),
     ({"dtype": "float32"}, ["DCA-153"]),
     ({"where": "4xT4", "length": 32_768}, ["DCA-152", "DCA-153"]),
-    ({"where": "4xB200"}, ["DCA-153"]),
+    ({"where": "4xB200", "recipe": "qwen-fork"}, ["DCA-153"]),
     ({"kv_cache_dtype": "fp8_e4m3"}, ["DCA-154"]),
     ({"prefix_caching": True}, ["DCA-154"]),
     ({"block_size": 8}, ["DCA-154"]),
@@ -122,7 +122,7 @@ def test_a_gpu_that_nobody_has_tried_gets_a_warning_and_one_without_kernels_the_
     assert [(one.code, one.severity) for one in tried.findings if "nobody has run" in one.what] == [
         ("DCA-153", "warning")
     ]
-    (error,) = planned(model, where, **given).errors
+    (error,) = planned(model, where, **given | {"recipe": "qwen-fork"}).errors
     assert error.remedy.startswith("serve with a wheel of vllm-0.10.2 or vllm-0.10.1.1 (--recipe), ")
 
 
@@ -803,6 +803,57 @@ def test_a_wrong_key_of_the_data_is_refused_with_its_place(tmp_path: Path) -> No
     with pytest.raises(DcaError, match="qwen-fork") as refused:
         engines.load_all(tmp_path / "serving")
     assert refused.value.code == "DCA-202"
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "said"),
+    [
+        ("0.8.5", SEVEN, "added in 0.9"),
+        ("0.9.1", THIRTY, "not for Qwen3MoeForCausalLM"),
+        ("0.11.0", SEVEN, "removed in 0.11"),
+        ("0.32.0", SEVEN, "removed in 0.11"),
+    ],
+)
+def test_published_releases_without_dual_chunk_attention_for_a_model_say_so(
+    version: str, model: str, said: str
+) -> None:
+    told = planned(model, "4xH200", version=version)
+    assert codes(told) == ["DCA-158"]
+    assert said in told.errors[0].what
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "recipe"),
+    [
+        ("0.9.0", SEVEN, "vllm-0.9.2"),
+        ("0.9.2", SEVEN, "vllm-0.9.2"),
+        ("0.10.0", THIRTY, "vllm-0.10.1.1"),
+        ("0.10.1.1", THIRTY, "vllm-0.10.1.1"),
+        ("0.10.2", THIRTY, "vllm-0.10.2"),
+    ],
+)
+def test_a_published_release_with_dual_chunk_attention_is_started_as_the_recipe_of_it_with_a_warning(
+    version: str, model: str, recipe: str
+) -> None:
+    stock, ours = (planned(model, "4xH200", **more) for more in ({"version": version}, {"recipe": recipe}))
+    assert (codes(stock), stock.recipe) == ([], f"vLLM {version}")
+    assert f"guards of the recipe {recipe}" in warnings(stock)["DCA-158"]
+    assert stock.environment == ours.environment
+    assert flags(stock) == flags(ours)
+
+
+@pytest.mark.parametrize("where", ["8xB200", "1xRTX-5090", "2xGB10", "1xRTX-5090,1xRTX-4090"])
+def test_without_a_recipe_the_plan_is_for_one_whose_kernels_the_gpus_have(where: str) -> None:
+    cards = gpus.parse(where, 1)
+    made = plan.make(*plan.subject_of(SEVEN, server_rules.Asked(), gpus=cards))
+    recipe = recipes.find(made.recipe, ALL).recipe
+    assert recipe.lean.capabilities.issuperset(cards.archs)
+    first = recipes.compiling(ALL)[0].recipe
+    assert not first.lean.capabilities.issuperset(cards.archs), "else this proves nothing"
+    assert f"and its kernels for compute capability {' and '.join(cards.archs)}." in made.recipe_reason
+    # Nothing has kernels for these: it is the first one that says so.
+    told = plan.make(*plan.subject_of(SEVEN, server_rules.Asked(), gpus=gpus.parse("8xT4", 1)))
+    assert (told.recipe, "kernels for" in told.recipe_reason) == (first.name, False)
 
 
 @pytest.mark.parametrize(

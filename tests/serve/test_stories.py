@@ -230,8 +230,8 @@ def test_story_B1_t4_without_bfloat16_v100_without_awq_and_kernels_for_newer_gpu
     assert codes(planned(awq, "4xA10")) == []
     gptq = folder(tmp_path / "gptq", "Qwen1.5-32B", torch_dtype="float16", quantization_config=GPTQ)
     assert codes(planned(gptq, "4xV100-32")) == []
-    for where in ("8xT4", "8xV100-32", "8xB200"):
-        plan = planned(SEVEN, where, dtype="half", length=65_536)
+    for where, recipe in (("8xT4", None), ("8xV100-32", None), ("8xB200", "qwen-fork")):
+        plan = planned(SEVEN, where, recipe=recipe, dtype="half", length=65_536)
         assert "DCA-153" in codes(plan)
     for where in ("4xA100-80", "4xH100-80", "4xL40S"):
         assert codes(planned(SEVEN, where, length=65_536)) == []

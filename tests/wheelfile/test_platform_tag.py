@@ -12,7 +12,6 @@ import pytest
 
 from dca.binaries import elf
 from dca.binaries.newer import MOST_NAMED, OLDEST, VERSIONS, newer
-from dca.catalogue.machine import glibc
 from dca.foundation import data
 from dca.wheelfile.platform_tag import platform_tag
 
@@ -99,25 +98,46 @@ extern "C" long held(int times) {
   return kept.use_count();
 }
 """
+THROWN = """#include <memory>
+extern "C" long held(long times) {
+  // So many bytes that their number overflows.
+  try { std::allocator<long>().allocate(~0ul / times); } catch (const std::bad_alloc &) { return 2; }
+  return 0;
+}
+"""
 
 
 @pytest.mark.slow
-def test_counting_shared_pointers_needs_no_newer_glibc_with_the_lean_projects_support(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "support", "symbol", "came_with"),
+    [
+        (SHARED, "threads", "__libc_single_threaded", "GLIBC_2.32"),
+        (THROWN, "arrays", "_ZSt28__throw_bad_array_new_lengthv", "GLIBCXX_3.4.29"),
+    ],
+)
+def test_a_symbol_of_newer_systems_is_the_modules_own_with_the_lean_projects_support(
+    text: str, support: str, symbol: str, came_with: str, tmp_path: Path
+) -> None:
     """Real compiler and linker, as the lean project links: an archive before the libraries."""
-    (tmp_path / "shared.cpp").write_text(SHARED)
-    support = data.lean_folder() / "support/threads.cpp"
-    for source in (tmp_path / "shared.cpp", support):
+    (tmp_path / "user.cpp").write_text(text)
+    for source in (tmp_path / "user.cpp", data.lean_folder() / f"support/{support}.cpp"):
         target = tmp_path / f"{source.stem}.o"
         subprocess.run(["g++", "-O2", "-std=c++17", "-fPIC", "-c", source, "-o", target], check=True)
-    subprocess.run(["ar", "rcs", tmp_path / "libsupport.a", tmp_path / "threads.o"], check=True)
+    subprocess.run(["ar", "rcs", tmp_path / "libsupport.a", tmp_path / f"{support}.o"], check=True)
     needs = {}
     for name, more in (("plain", ()), ("supported", (tmp_path / "libsupport.a",))):
         module = tmp_path / f"{name}.so"
-        subprocess.run(["g++", "-shared", tmp_path / "shared.o", *more, "-o", module], check=True)
-        needs[name] = {symbol.name for symbol in elf.read(module).undefined}
-        assert ctypes.CDLL(str(module)).held(1000) == 2
-    assert "__libc_single_threaded" not in needs["supported"]
+        subprocess.run(["g++", "-shared", tmp_path / "user.o", *more, "-o", module], check=True)
+        needs[name] = elf.read(module).undefined
+        assert ctypes.CDLL(str(module)).held(3) == 2
+    assert newer(needs["supported"]) == ()
     # It is the module's own, so that no other library's use of it is changed.
-    assert "__libc_single_threaded" not in elf.defined(tmp_path / "supported.so")
-    if tuple(map(int, glibc().split("."))) >= (2, 32):
-        assert "__libc_single_threaded" in needs["plain"]
+    assert symbol not in elf.defined(tmp_path / "supported.so")
+    # Compilers of older systems do not ask for it.
+    assert newer(needs["plain"]) in ((f"{symbol} ({came_with})",), ())
+
+
+def test_the_lean_project_links_all_of_its_support() -> None:
+    folder = data.lean_folder()
+    listed = re.findall(r"support/(\w+)\.cpp", (folder / "CMakeLists.txt").read_text())
+    assert sorted(listed) == sorted(path.stem for path in (folder / "support").iterdir())

@@ -351,6 +351,11 @@ class Lean(Value):
     include: RelativePath | None = None
     """A header of the lean project to include before every source, if the source needs other names."""
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Compute capabilities of the GPUs that `archs` are for."""
+        return frozenset(arch.rstrip("a") for arch in self.archs)
+
     def weight(self, source: str) -> float:
         """GiB that compiling a source needs."""
         return max([self.job_memory_gib, *(gib for pattern, gib in self.heavy.items() if fnmatchcase(source, pattern))])

@@ -39,6 +39,17 @@ class Where:
     s3: str | None
     s3_endpoint: str | None
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the command line names one."""
+        return self.index is not None or bool(self.s3)
+
+    @property
+    def bucket(self) -> tuple[str, ...]:
+        """The options that name the bucket, as they are written; none without one."""
+        named = {"--s3": self.s3, "--s3-endpoint": self.s3_endpoint}
+        return tuple(word for flag, value in named.items() if value for word in (flag, value))
+
     def check(self, *, repository: bool = False) -> None:
         """Reject options that name several places.
 
@@ -75,17 +86,27 @@ class Where:
         return Folder(folder, reporter.note)
 
 
+_bucket = (
+    click.option("--s3", metavar="URL", help="Bucket of the index, s3://bucket/prefix, instead of a folder."),
+    click.option(
+        "--s3-endpoint", metavar="URL", show_default="AWS_ENDPOINT_URL, else Amazon's", help="S3-compatible store."
+    ),
+)
 place = packed(
     Where,
     "where",
     click.option(
         "--index", type=options.FOLDER, metavar="DIR", show_default=str(DIST_INDEX), help="Folder of the index."
     ),
-    click.option("--s3", metavar="URL", help="Bucket of the index, s3://bucket/prefix, instead of a folder."),
-    click.option(
-        "--s3-endpoint", metavar="URL", show_default="AWS_ENDPOINT_URL, else Amazon's", help="S3-compatible store."
-    ),
+    *_bucket,
 )
+publishing = packed(
+    Where,
+    "where",
+    click.option("--index", type=options.FOLDER, metavar="DIR", help="Publish what is good to this index."),
+    *_bucket,
+)
+"""For commands that publish only when a place is named."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +202,28 @@ def containerfile(name: str | None, where: Where, output: options.Output) -> Non
     with output.terminal() as reporter:
         made = made_for(name, where.place(reporter, writes=False))
     output.show(made, made.text, always=True)
+
+
+@command.command("merge", short_help="Publish what other indexes have, with its evidence.")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=options.PATH)
+@place
+@signing
+@options.cache
+@options.output
+def merge(
+    folders: tuple[Path, ...], where: Where, signing: Signing, cache_dir: Path | None, output: options.Output
+) -> None:
+    """Publish the wheels of other indexes, with their evidence, such as those of several machines.
+
+    Their wheels are inspected again. Wheels that are yanked or removed there are left out.
+    """
+    from dca.publish.merging import merge as merged
+
+    signers, cache = signing.signers(), options.open_cache(cache_dir)
+    where.check()
+    with output.terminal() as reporter:
+        done = merged(folders, where.place(reporter), cache, reporter, signers)
+    output.show(done, render(done))
 
 
 @command.command("yank", short_help="Yank wheels: only requests for their exact version install them.")

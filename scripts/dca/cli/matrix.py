@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dca.catalogue.plan import Request
-from dca.cli import options
+from dca.cli import index, options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
 from dca.foundation import documents
@@ -26,7 +27,6 @@ from dca.matrix.formats import FORMATS, Format
 from dca.matrix.running import Settings
 from dca.matrix.values import GOOD, CellResult, Outcome, State, Trouble, WheelResult
 from dca.pipeline import gather
-from dca.publish.folder import Folder
 from dca.smoke.values import LEVELS, Level
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+ACTION = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
 # Rows of a terminal that the live table leaves to what is printed above and below it.
 SPARED_ROWS = 6
 TITLES: dict[State, str] = {
@@ -58,8 +59,8 @@ class Asked:
         dry_run: whether the cells are only planned.
         only: ids of the cells whose wheels are built; all when empty.
         level: of the smoke tests; None for none.
-        index: folder of the index to publish to; None for none.
         kind: the engine to write jobs for, in place of building.
+        action: of GitHub that brings `dca` into a job; None where the jobs' repository is a checkout of it.
         cores: that such a job may have.
         out: folder of the wheels.
         report: file that the result is also written to, as JSON.
@@ -69,15 +70,18 @@ class Asked:
     dry_run: bool
     only: tuple[str, ...]
     level: Level | None
-    index: Path | None
     kind: Format | None
+    action: str | None
     cores: int | None
     out: Path
     report: Path | None
     offline: bool
 
-    def check(self) -> None:
+    def check(self, where: index.Where) -> None:
         """Reject options that would have no effect, and files that cannot be written.
+
+        Args:
+            where: the index to publish to.
 
         Raises:
             DcaError: DCA-201, 204.
@@ -85,7 +89,8 @@ class Asked:
         only_plans = "--format" if self.kind else "--dry-run" if self.dry_run else ""
         named = {
             "--dry-run": self.dry_run and self.kind,
-            "--index": self.index,
+            "--index": where.index and not self.kind,
+            "--s3": where.s3 and not self.kind,
             "--report": self.report,
             "--smoke": self.level and not self.kind,
         }
@@ -95,9 +100,26 @@ class Asked:
             )
         if self.cores and not self.kind:
             raise DcaError("DCA-201", "--cores needs --format.", remedy="omit it.")
+        if self.kind == "github" and where.index and where.index.is_absolute():
+            raise DcaError(
+                "DCA-201",
+                f"--index {where.index} is no folder of the repository.",
+                why="each machine publishes to a folder of its own, which the last job collects.",
+                remedy="give a relative path.",
+            )
+        if self.action and self.kind != "github":
+            raise DcaError("DCA-201", "--action needs --format github.", remedy="omit it.")
+        if self.action and not ACTION.fullmatch(self.action):
+            raise DcaError(
+                "DCA-201",
+                f"--action {self.action} is not OWNER/NAME@COMMIT.",
+                why="whoever owns a tag or a branch can move it; a commit stays.",
+                remedy="name the repository and the 40 hexadecimal digits of a commit.",
+            )
         options.check_writable("--out", self.out)
         options.check_writable("--report", self.report)
-        options.check_writable("--index", self.index)
+        options.check_writable("--index", None if self.kind else where.index)
+        where.check()
 
 
 @click.command("matrix")
@@ -115,13 +137,15 @@ class Asked:
     ),
     click.option("--smoke", "level", type=click.Choice(LEVELS), help="Also prove each wheel for each of its cells."),
     click.option(
-        "--index", type=options.FOLDER, metavar="DIR", help="Publish the wheels whose cells are good to this index."
-    ),
-    click.option(
         "--format",
         "kind",
         type=click.Choice(FORMATS),
         help="Build nothing; print the wheels as jobs of this engine, or as JSON.",
+    ),
+    click.option(
+        "--action",
+        metavar="OWNER/NAME@COMMIT",
+        help="With --format github: for a repository that is no checkout of dca; the repository that is one.",
     ),
     click.option(
         "--cores",
@@ -134,33 +158,37 @@ class Asked:
     click.option("--report", type=options.FILE, help="Also write the result to this file, as JSON."),
     options.offline,
 )
+@index.publishing
 @options.cache
 @options.output
 @options.schema(Outcome)
-def command(file: Path, asked: Asked, cache_dir: Path | None, output: options.Output) -> None:
+def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None, output: options.Output) -> None:
     """Build the wheels of a matrix: recipes, CUDA versions, GPU archs, Python versions and other options, combined.
 
     Every wheel is built once, whoever asked for it; a wheel that is there already is checked and kept. Cells that no
     plan is possible for are shown with the reason. A cell that fails does not end the others. The same command
     continues after an interruption.
     """
-    asked.check()
+    asked.check(where)
     cache = options.open_cache(cache_dir, offline=asked.offline)
     every = cells.read(file)
     with Board(output) as board:
         expansion = _chosen(expand(running.foretell(every, _request, cache, board)), asked.only, file)
         if asked.kind is None and not asked.dry_run and any(wheel.here for wheel in expansion.wheels):
+            # A place that cannot be written is an error before hours of builds.
+            place = where.place(board) if where.is_named else None
             settings = Settings(file, options.resolve(asked.out), asked.level, board.show)
             done = running.run(expansion, settings, cache, board)
-            if asked.index is not None:
+            if place is not None:
                 variants = any(wheel.planned.plan.variant is not None for wheel in expansion.wheels)
-                done = running.publish_all(done, Folder(asked.index, board.note), cache, board, variants=variants)
+                done = running.publish_all(done, place, cache, board, variants=variants)
                 documents.write(done, running.report_file(settings, cache))
         else:
             done = running.outcome(expansion, file)
     if asked.kind and expansion.wheels:
-        written = jobs.jobs(expansion, jobs.Wish(file, asked.cores or 4, asked.level, asked.out))
-        click.echo(formats.write(written, asked.kind, asked.out), nl=False)
+        wish = jobs.Wish(file, asked.cores or 4, asked.level, asked.out, where.index, where.bucket)
+        written = jobs.jobs(expansion, wish)
+        click.echo(formats.write(written, asked.kind, wish, asked.action or ""), nl=False)
         if written.impossible:
             click.echo("\n".join([TITLES["impossible"], *_reasons(written.impossible)]), err=True)
         return

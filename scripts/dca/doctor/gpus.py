@@ -56,7 +56,7 @@ def present(subject: Subject) -> Iterator[Finding]:
 
 def kernels(subject: Subject) -> Iterator[Finding]:
     """Whether the kernels of dual chunk attention run on each GPU."""
-    archs = {arch.rstrip("a") for loaded in subject.recipes for arch in loaded.recipe.lean.archs}
+    archs = {arch for loaded in subject.recipes for arch in loaded.recipe.lean.capabilities}
     by_recipe = "; ".join(f"{loaded.recipe.name}: {span(loaded.recipe.lean.archs)}" for loaded in subject.recipes)
     ability = Ability(
         "the kernels of dual chunk attention",

@@ -28,10 +28,13 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: descriptors of the lifeline, which reaches its end when dca is gone, and of the pipe for the report
             ("wait STATUS", or "errno NUMBER" when the program could not be started); the grace period in seconds;
-            descriptors that the program must not inherit, separated by commas; the program and its arguments.
+            descriptors that the program must not inherit, separated by commas; what is added to its niceness; the
+            program and its arguments.
     """
     lifeline, report, grace = int(arguments[0]), int(arguments[1]), float(arguments[2])
     kept = [int(word) for word in arguments[3].split(",") if word]
+    if nice := int(arguments[4]):
+        _give_way(nice)
     for descriptor in (lifeline, report, *kept):
         os.set_inheritable(descriptor, False)
     # Processes that leave the session remain descendants of this one.
@@ -42,7 +45,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
-    child = _start(arguments[4:], report)
+    child = _start(arguments[5:], report)
     # Close the output: its readers wait for the end of the program, not of this process.
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -61,6 +64,14 @@ def main(arguments: list[str]) -> None:
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _give_way(nice: int) -> None:
+    """Let other programs go first, also where the kernel shares the processors between sessions (autogroup)."""
+    with contextlib.suppress(OSError):
+        os.nice(nice)
+        with open("/proc/self/autogroup", "w", encoding="ascii") as stream:  # noqa: PTH123
+            stream.write(str(nice))
 
 
 def _start(argv: list[str], report: int) -> int:

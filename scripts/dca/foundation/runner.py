@@ -86,6 +86,7 @@ class Supervision:
         grace: seconds between SIGTERM and SIGKILL.
         scratch: whether a guarded program that inherits TMPDIR gets a folder of its own instead, which is removed when
             it ends: torch, uv and nvcc leave files behind.
+        nice: by how much a guarded program gives way to others, as `nice` counts it.
     """
 
     on_line: Callable[[str], None] | None = None
@@ -95,6 +96,7 @@ class Supervision:
     sharing: bool = False
     grace: float = GRACE_SECONDS
     scratch: bool = True
+    nice: int = 0
 
 
 def run(
@@ -327,7 +329,8 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     try:
         with store.held() as locks:
             kept = "" if supervision.sharing else ",".join(map(str, locks))
-            argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
+            told = (str(below), str(above), str(grace), kept, str(supervision.nice))
+            argv = (sys.executable, "-I", "-S", str(GUARDIAN), *told, *words)
             process = _open(words[0], argv, cwd, env, (below, above, *locks))
     except DcaError:
         os.close(lifeline)

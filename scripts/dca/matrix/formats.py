@@ -10,7 +10,7 @@ from typing import Literal
 import dca
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
-from dca.matrix.jobs import most
+from dca.matrix.jobs import Wish, most
 from dca.matrix.values import Job, Jobs
 
 Format = Literal["github", "gitlab", "buildkite", "slurm", "json"]
@@ -24,13 +24,15 @@ OWN = ".venv/bin/dca"
 """The program in a checkout, after `make venv`."""
 
 
-def write(jobs: Jobs, kind: Format, out: Path) -> str:
+def write(jobs: Jobs, kind: Format, wish: Wish, action: str = "") -> str:
     """The text of a file that an engine takes.
 
     Args:
         jobs: at least one.
         kind: the engine, or `json` for the jobs themselves.
-        out: folder of the wheels, as the jobs name it.
+        wish: how the jobs were written.
+        action: of GitHub, `OWNER/NAME@COMMIT`, which brings `dca` into another repository; empty for a repository that
+            is a checkout of dca.
 
     Raises:
         DcaError: DCA-223 for more jobs than the engine takes.
@@ -54,14 +56,25 @@ def write(jobs: Jobs, kind: Format, out: Path) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["quoted"] = lambda text: _quoted(text.replace(*ESCAPED.get(kind, ("$", "$"))))
-    program = '"${DCA:-dca}"' if kind == "slurm" else OWN
+    program = '"${DCA:-dca}"' if kind == "slurm" else "dca" if action else OWN
 
     def line(job: Job, report: str, cell: str = "") -> str:
         return _line(program, job, report, cell)
 
     cores, gib = most(jobs.jobs)
     return environment.get_template(f"{kind}.j2").render(
-        jobs=jobs.jobs, matrix=jobs.matrix, cores=cores, gib=gib, out=out, line=line, version=dca.__version__
+        jobs=jobs.jobs,
+        matrix=jobs.matrix,
+        cores=cores,
+        gib=gib,
+        out=wish.out,
+        # Machines of GitHub have no folder in common: what each publishes is merged at the end.
+        index=wish.index,
+        bucket=bool(wish.bucket),
+        merging=f"{program} index merge cells/*/{shlex.quote(str(wish.index))} --index site",
+        action=action,
+        line=line,
+        version=dca.__version__,
     )
 
 

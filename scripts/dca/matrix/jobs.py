@@ -27,12 +27,16 @@ class Wish:
         cores: that a job may have at most.
         level: of the smoke tests; None for none.
         out: folder of the wheels, as the jobs name it.
+        index: folder of the index to which each job publishes, as the jobs name it; None for none.
+        bucket: the options of `dca matrix` that name the bucket of that index; none without one.
     """
 
     file: Path
     cores: int
     level: Level | None
     out: Path
+    index: Path | None = None
+    bucket: tuple[str, ...] = ()
 
 
 def jobs(expansion: Expansion, wish: Wish) -> Jobs:
@@ -66,7 +70,8 @@ def _job(wheel: Wheel, wish: Wish) -> Job:
 
 def _command(cell: str, wish: Wish) -> tuple[str, ...]:
     level = ("--smoke", wish.level) if wish.level else ()
-    return ("dca", "matrix", str(wish.file), "--cell", cell, *level, "--out", str(wish.out))
+    index = ("--index", str(wish.index)) if wish.index is not None else wish.bucket
+    return ("dca", "matrix", str(wish.file), "--cell", cell, *level, "--out", str(wish.out), *index)
 
 
 def _sources(plan: Plan, recipe: Recipe) -> int:

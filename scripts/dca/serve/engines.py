@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +21,8 @@ Version = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
 OWN_SAMPLING = (0, 8)
 """The first version that reads generation_config.json by itself."""
+ADDED, DROPPED = (0, 9), (0, 11)
+"""The first version of vLLM with dual chunk attention, and the first one without it again."""
 V1 = "VLLM_USE_V1"
 """Selects the V0 or V1 engine of a vLLM that has both."""
 
@@ -53,7 +55,7 @@ class Engine(Value):
             env: environment variables that the server would see.
         """
         if self.stock:
-            return versions.of(self.recipe).v1
+            return versions.of(self.recipe).v1 and not (shape.dual_chunk and V1 in self.environment)
         if self.v1:
             return True
         # A recipe that turns V1 off for dual chunk attention has V1, and serves every other model with it.
@@ -96,23 +98,38 @@ def of(recipe: str) -> Engine:
     )
 
 
-def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> Engine:
-    """The engine that serves a model: the one named, else the first recipe by priority with the model's class.
+def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None, archs: Sequence[str] = ()) -> Engine:
+    """The engine that serves a model.
+
+    It is the one named, else the first recipe by priority with the model's class, and with dual chunk attention for the
+    GPUs if any has it for them.
 
     Args:
         shape: the model.
         known: every recipe, by priority.
         name: name of the engine's recipe.
+        archs: compute capabilities of the GPUs, such as 9.0.
 
     Raises:
         DcaError: DCA-203 for an unknown name.
     """
     if name is not None:
         return of(recipes.find(name, known).recipe.name)
-    # Nobody gets a plugin, which is another engine's, without asking for it.
-    compiled = recipes.compiling(known)
-    fitting = (of(loaded.recipe.name) for loaded in compiled if _serves(shape, loaded))
-    return next(fitting, of(compiled[0].recipe.name))
+    fitting = _fitting(shape, known)
+    chosen = _for_gpus(shape, fitting, archs) or fitting or recipes.compiling(known)
+    return of(chosen[0].recipe.name)
+
+
+def _fitting(shape: Shape, known: tuple[Loaded, ...]) -> tuple[Loaded, ...]:
+    """The recipes with a model's class. Nobody gets a plugin, which is another engine's, without asking for it."""
+    return tuple(loaded for loaded in recipes.compiling(known) if _serves(shape, loaded))
+
+
+def _for_gpus(shape: Shape, fitting: tuple[Loaded, ...], archs: Sequence[str]) -> tuple[Loaded, ...]:
+    """Those of some recipes whose kernels of dual chunk attention are for all of the GPUs, if the model needs them."""
+    if not shape.dual_chunk:
+        return fitting
+    return tuple(loaded for loaded in fitting if loaded.recipe.lean.capabilities.issuperset(archs))
 
 
 def _serves(shape: Shape, loaded: Loaded) -> bool:
@@ -121,31 +138,46 @@ def _serves(shape: Shape, loaded: Loaded) -> bool:
     return bool(set(shape.architectures) & set(served))
 
 
-def published(version: str) -> Engine:
-    """VLLM as it is published, of a version."""
+def published(version: str, known: tuple[Loaded, ...]) -> Engine:
+    """VLLM as it is published, of a version; it starts dual chunk attention as the release of a recipe does.
+
+    Args:
+        version: of vLLM.
+        known: every recipe.
+    """
+    release = released(version, known)
+    engine = of(release.recipe.name) if release else None
     return Engine(
         schema="dca.serving/1",
         recipe=version,
-        environment={},
-        architectures=(),
+        environment=engine.environment if engine else {},
+        architectures=engine.architectures if engine else (),
         tool_parser="hermes",
         own_sampling=versions.order(version) >= OWN_SAMPLING,
-        structured_output=True,
+        structured_output=engine.structured_output if engine else True,
         stock=True,
     )
 
 
+def released(version: str, known: tuple[Loaded, ...]) -> Loaded | None:
+    """The recipe of a version of vLLM with dual chunk attention, or of the next version that one has; else None."""
+    number = versions.order(version)
+    if not ADDED <= number < DROPPED:
+        return None
+    bases = {versions.order(loaded.recipe.base_version): loaded for loaded in reversed(recipes.compiling(known))}
+    return next((bases[base] for base in sorted(bases) if base >= number), None)
+
+
 def served(shape: Shape, known: tuple[Loaded, ...]) -> bool:
     """Whether a recipe's engine has a model's class, or no engine could be said to."""
-    return not shape.architectures or any(_serves(shape, loaded) for loaded in recipes.compiling(known))
+    return not shape.architectures or bool(_fitting(shape, known))
 
 
-def why(shape: Shape, known: tuple[Loaded, ...]) -> str:
-    """Why `choose` takes an engine for a model if no name is given."""
+def why(shape: Shape, known: tuple[Loaded, ...], archs: Sequence[str] = ()) -> str:
+    """Why `choose` takes an engine for a model and GPUs if no name is given."""
     classes, dual = " or ".join(shape.architectures), " with dual chunk attention" * shape.dual_chunk
-    has = (
-        " that has"
-        if any(_serves(shape, loaded) for loaded in recipes.compiling(known))
-        else ", although no recipe has"
-    )
-    return f"the first by priority{has} {classes}{dual}. --recipe or --wheel chooses another."
+    fitting = _fitting(shape, known)
+    has = " that has" if fitting else ", although no recipe has"
+    passed_over = fitting and _for_gpus(shape, fitting, archs)[:1] not in ((), fitting[:1])
+    kernels = f", and its kernels for compute capability {' and '.join(archs)}" if passed_over else ""
+    return f"the first by priority{has} {classes}{dual}{kernels}. --recipe or --wheel chooses another."

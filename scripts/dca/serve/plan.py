@@ -337,7 +337,7 @@ def subject_of(
         model: a folder, a config.json, or a name of build/models.
         asked: the settings that the user fixes.
         gpus: the server's GPUs.
-        recipe: the engine's recipe; by default the wheel's, else the first with the model's class.
+        recipe: the engine's recipe; by default the wheel's, else that of `dca.serve.engines.choose`.
         wheel: a wheel to check against the model.
         env: environment variables that the server would see.
 
@@ -348,17 +348,18 @@ def subject_of(
     known = recipes.load_all()
     inspected = inspection.inspect(wheel) if wheel is not None else None
     shape = quantized(asked.quantization, published)
-    reason = "requested with --recipe." if recipe else engines.why(shape, known)
+    reason = "requested with --recipe." if recipe else engines.why(shape, known, gpus.archs)
     if recipe is None and wheel is not None and inspected is not None and inspected.recorded is not None:
         recipe, reason = inspected.recorded.recipe, f"the recipe of {wheel.name}."
-    engine = engines.choose(shape, known, recipe)
+    engine = engines.choose(shape, known, recipe, gpus.archs)
     loaded = recipes.find(engine.recipe, known)
     version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
     if version:
         reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
-        engine = engines.published(version)
+        engine = engines.published(version, known)
+        loaded = (engines.released(version, known) if shape.dual_chunk else None) or loaded
     v1 = engine.is_v1(shape, env or {}) if asked.v1_told is None else asked.v1_told
     released = loaded.recipe.engine.version if loaded.recipe.engine else loaded.recipe.base_version
     asked = replace(asked, v1=v1, stock=engine.stock, version=version or released)

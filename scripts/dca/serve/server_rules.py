@@ -16,7 +16,7 @@ from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
 from dca.serve import gpu_memory, versions
-from dca.serve.engines import V1, Engine
+from dca.serve.engines import ADDED, DROPPED, V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
 from dca.serve.shape import Shape
@@ -26,8 +26,6 @@ OLDEST = {"awq": "7.5", "gptq": "6.0", "gptq_marlin": "8.0", "awq_marlin": "8.0"
 OLDEST_DTYPE = {"bfloat16": "8.0"}
 FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
-DROPPED = (0, 11)
-"""The first version of vLLM without dual chunk attention."""
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """Selects between two model runners of today's V1 engine."""
 OLDEST_PLUGIN = "8.0"
@@ -332,7 +330,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     if not subject.shape.dual_chunk:
         return
     recipe = subject.recipe.recipe
-    supported = {arch.rstrip("a") for arch in recipe.lean.archs}
+    supported = recipe.lean.capabilities
     for arch in subject.gpus.archs:
         if arch not in supported:
             yield _error(
@@ -600,22 +598,40 @@ def stored(subject: Subject) -> Iterator[Finding]:
 
 
 def classes(subject: Subject) -> Iterator[Finding]:
-    """DCA-158: an engine that does not support dual chunk attention for the model's class."""
-    supported = subject.engine.architectures
-    if subject.asked.stock and subject.shape.dual_chunk and versions.order(subject.asked.version) >= DROPPED:
+    """DCA-158: an engine that does not support dual chunk attention, or not for the model's class; or one unguarded."""
+    shape, supported = subject.shape, subject.engine.architectures
+    if not (shape.dual_chunk or shape.merged):
+        return
+    lacks = _lacks(subject) if subject.asked.stock else ""
+    name = f"vLLM {subject.engine.recipe}" if subject.asked.stock else subject.engine.recipe
+    if lacks:
+        yield _error("DCA-158", lacks, "omit --engine-version, or use dca config drop-dca DIR --out DIR2.")
+    elif not set(shape.architectures) & set(supported):
+        named = ", ".join(shape.architectures) or "a model without `architectures`"
         yield _error(
             "DCA-158",
-            f"vLLM {subject.asked.version} has no dual chunk attention; it was removed in "
-            f"{'.'.join(map(str, DROPPED))}.",
-            "omit --engine-version, or use dca config drop-dca DIR --out DIR2.",
-        )
-    elif (subject.shape.dual_chunk or subject.shape.merged) and not set(subject.shape.architectures) & set(supported):
-        named = ", ".join(subject.shape.architectures) or "a model without `architectures`"
-        yield _error(
-            "DCA-158",
-            f"{subject.engine.recipe} supports dual chunk attention for {', '.join(supported)}, not for {named}.",
+            f"{name} supports dual chunk attention for {', '.join(supported)}, not for {named}.",
             "use another --recipe, or dca config drop-dca DIR --out DIR2.",
         )
+    elif subject.asked.stock:
+        recipe = subject.recipe.recipe.name
+        yield _warning(
+            "DCA-158",
+            f"{name} as it is published has none of the fixes and guards of the recipe {recipe}: wrong settings give "
+            "wrong answers there, without an error.",
+            f"serve with a wheel of the recipe: make wheel RECIPE={recipe}.",
+        )
+
+
+def _lacks(subject: Subject) -> str:
+    """Why vLLM as it is published, of the version that is asked for, has no dual chunk attention; empty if it has."""
+    if not subject.shape.dual_chunk:
+        return ""
+    version = subject.asked.version
+    what = f"vLLM {version} has no dual chunk attention; it was "
+    if versions.order(version) < ADDED:
+        return f"{what}added in {'.'.join(map(str, ADDED))}."
+    return f"{what}removed in {'.'.join(map(str, DROPPED))}." if versions.order(version) >= DROPPED else ""
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:

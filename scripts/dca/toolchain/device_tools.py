@@ -120,7 +120,10 @@ def _call(words: Sequence[str | Path], work: Path, run: Run) -> None:
     Raises:
         ToolError: with the program's first error.
     """
-    done = runner.run(words, cwd=work, log=run.log, timeout=TOOL_SECONDS)
+    # They run while sources are compiled, which takes longer: with as much of the processors, one of those would be
+    # left at the end, alone.
+    give_way = runner.Supervision(nice=10)
+    done = runner.run(words, cwd=work, log=run.log, timeout=TOOL_SECONDS, supervision=give_way)
     if not done.ok:
         why = "it took too long" if done.timed_out else next((line for line in done.tail if "rror" in line), done.text)
         raise ToolError(f"{Path(words[0]).name} failed: {why.strip()[-400:]}")

@@ -52,7 +52,7 @@ HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package `vllm` with a console script and nothing in it, found by this process and those it starts."""
+    """An installed package `vllm`, empty but for a console script, found by this process and those it starts."""
     site = tmp_path / "packages"
     installed = site / "vllm-1.0.dist-info"
     installed.mkdir(parents=True)

@@ -124,15 +124,16 @@ SPARSE = Plan(
     at_once=1,
     demands=("pieces",),
 )
-# Each head has other numbers. Some models differ from the oracle by more than 1, in two releases alike. Why is not known,
-# and rounding does not explain it. So this one is always the same, and the bound leaves room for what it differs by.
+# Each head has other numbers, none below those of the lines that are always chosen: a head with fewer gets any of
+# these. bfloat16 may choose another last line than the oracle, and one line may change a log-probability by more than
+# 1. So the model is one in which that is rare, always the same.
 LINES = replace(
     SPARSE,
-    model=replace(SPARSE.model, table=((20, 100), (25, 104), (30, 110), (22, 101))),
+    model=replace(SPARSE.model, table=((40, 100), (45, 104), (30, 110), (35, 101))),
     prompts=(90, 3 * STRIDE, 5 * STRIDE),
     leaves_out=True,
-    bound=3 * BOUND,
-    seed=1,
+    bound=2 * BOUND,
+    seed=2,
 )
 # Three requests whose answers do not fit beside each other.
 PREEMPTION = Plan(MODEL, (188, 189, 190), words=8, pages=38, step=3 * STRIDE, demands=("preempted",))
