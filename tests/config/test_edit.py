@@ -9,6 +9,7 @@ import pytest
 
 from dca.config import classes, edit, models, readers, text
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
+from dca.config.readers import Length
 from dca.config.text import Json
 from dca.foundation.errors import DcaError
 from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table
@@ -248,6 +249,14 @@ def test_a_file_of_another_kind_is_not_edited(edited: Any) -> None:
         edited(source({"down_block_types": [], "rope_theta": 1e4}), YARN if edited is edit.set_yarn else CHUNKS)
     assert code(refused) == "DCA-208"
     assert "does not know the layout" in refused.value.what
+
+
+@pytest.mark.parametrize(("length", "tokens"), [("extended", 131072), ("original", 32768)])
+def test_every_length_that_engines_read_is_written(length: Length, tokens: int) -> None:
+    given = source(config(model_max_length=32768, seq_length=32768))
+    edited = edit.set_yarn(given, YARN, Form(length=length)).plain()
+    keys = ("max_position_embeddings", "model_max_length", "seq_length")
+    assert [edited[key] for key in keys] == [tokens] * 3
 
 
 @pytest.mark.parametrize("replace", [False, True])

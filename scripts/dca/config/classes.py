@@ -81,6 +81,8 @@ class Known(Value):
     """Types with a part for images that their file does not describe."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
+    long_tables: tuple[Type, ...]
+    """Types whose rotary table has as many rows as model_max_length says, where the file states it."""
     scalings: tuple[Scalings, ...]
     defaults: dict[Type, Defaults]
 

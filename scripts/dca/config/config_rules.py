@@ -348,6 +348,7 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         if factor is None or original is None or length is None or subject.dca:
             continue
         product = int(original * factor) if factor < 1 << 40 else 0
+        where = subject.layout.where(LENGTH)
         if factor < 1:
             yield subject.error(
                 "DCA-123", f"factor is {factor:g}; it must be at least 1.", "write 1 or more.", *path, "factor"
@@ -355,10 +356,10 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         elif length not in (original, product):
             yield subject.warning(
                 "DCA-123",
-                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.29 serves the "
-                f"product, vLLM from 0.30 on and other readers the value of {LENGTH}.",
+                f"{where[-1]} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.29 serves the "
+                f"product, vLLM from 0.30 on and other readers the value of {where[-1]}.",
                 f"nothing to do if the model's own file has these numbers; else write {product}.",
-                *subject.at(LENGTH),
+                *where,
             )
         # Older versions know only the types of build/models; they read other models with code of the models' own.
         if subject.family:

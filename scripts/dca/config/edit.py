@@ -154,7 +154,9 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
         source = text.put(source, (*found.path, ORIGINAL), setting.original) if count != setting.original else source
     if form.length != "either":
         tokens = setting.original if form.length == "original" else setting.length
-        source = text.put(source, found.where(LENGTH), tokens)
+        for where in found.lengths:
+            # Engines take the smallest of them, or one of their own choice.
+            source = text.put(source, where, tokens)
     return source
 
 
@@ -410,7 +412,8 @@ def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -
     if isinstance(config.get(PARAMETERS), dict) and THETA not in config:
         source = text.put(source, (THETA,), _base(source, found))
     if setting.length:
-        source = text.put(source, (LENGTH,), setting.length)
+        for where in found.lengths:
+            source = text.put(source, where, setting.length)
     # The table is written last: each edit parses the text again, and the table is long.
     if old is None:
         return text.put(source, (DCA,), values)

@@ -504,12 +504,12 @@ def length(subject: Subject) -> Iterator[Finding]:
     most = min(shape.rows, shape.length)
     if tokens <= most or shape.unlimited:
         return
-    if most == shape.stated:
+    if most == shape.length < shape.rows:
+        unscaled = ", and does not multiply them by YaRN's factor" if most == shape.stated else ""
         yield _error(
             "DCA-127",
-            f"--max-model-len {tokens}: this engine allows {most:,} tokens, the model's max_position_embeddings, and "
-            "does not multiply them by YaRN's factor.",
-            f"use --max-model-len {most}; for more, {_state(min(tokens, shape.rows))}",
+            f"--max-model-len {tokens}: this engine allows {most:,} tokens, the model's {shape.length_key}{unscaled}.",
+            f"use --max-model-len {most}; for more, {_state(shape, min(tokens, shape.rows))}",
         )
         return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
@@ -539,14 +539,14 @@ def stated(subject: Subject) -> Iterator[Finding]:
     if 0 < shape.stated < shape.rows and shape.length == shape.stated and not subject.asked.length:
         yield _warning(
             "DCA-123",
-            f"this engine serves {shape.stated:,} tokens, the model's max_position_embeddings, and not the "
+            f"this engine serves {shape.stated:,} tokens, the model's {shape.length_key}, and not the "
             f"{shape.rows:,} of YaRN's factor x original, which vLLM up to 0.29 served.",
-            f"to serve them, {_state(shape.rows)}",
+            f"to serve them, {_state(shape, shape.rows)}",
         )
 
 
-def _state(tokens: int) -> str:
-    return f"write {tokens} as max_position_embeddings in config.json; `dca config check` names the line."
+def _state(shape: Shape, tokens: int) -> str:
+    return f"write {tokens} as {shape.length_key} in config.json; `dca config check` names the line."
 
 
 def lists(subject: Subject) -> Iterator[Finding]:
