@@ -15,7 +15,7 @@ from dca.doctor.values import order
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
-from dca.serve import gpu_memory, versions
+from dca.serve import gpu_memory, registries, versions
 from dca.serve.engines import ADDED, DROPPED, V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
@@ -623,6 +623,23 @@ def classes(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def registered(subject: Subject) -> Iterator[Finding]:
+    """DCA-158: an engine whose version does not have the model's class."""
+    version = subject.asked.version
+    absent = registries.absence(subject.shape.architectures, version) if version else None
+    if absent is None:
+        return
+    what = f"vLLM {version} does not have the class {absent.name}: {absent.why}."
+    if absent.by_transformers:
+        yield _warning(
+            "DCA-158",
+            f"{what} It takes the class from transformers, if the installed one has it, and memory may then differ.",
+            f"for vLLM's own class, use --engine-version {absent.instead}.",
+        )
+    else:
+        yield _error("DCA-158", what, f"use --engine-version {absent.instead}, which has it.")
+
+
 def _lacks(subject: Subject) -> str:
     """Why vLLM as it is published, of the version that is asked for, has no dual chunk attention; empty if it has."""
     if not subject.shape.dual_chunk:
@@ -781,6 +798,7 @@ RULES: tuple[Rule, ...] = (
     lists,
     stored,
     classes,
+    registered,
     wheel,
     folder,
 )
