@@ -296,10 +296,11 @@ def abilities(subject: Subject) -> Iterator[Finding]:
     for arch in subject.gpus.archs:
         least = OLDEST_DTYPE.get(subject.dtype)
         if least and order(arch) < order(least):
+            other = "use --dtype half; answers that consist of exclamation marks mean that float16 overflows."
+            if _refused_in(subject, "float16"):
+                other = f"use a GPU of compute capability {least} or later; vLLM refuses float16 for this model."
             yield _error(
-                "DCA-152",
-                f"compute capability {arch} does not support {subject.dtype}, the model's dtype.",
-                "use --dtype half; answers that consist of exclamation marks mean that float16 overflows.",
+                "DCA-152", f"compute capability {arch} does not support {subject.dtype}, the model's dtype.", other
             )
         method = subject.shape.quantized.method
         if method in OLDEST and order(arch) < order(OLDEST[method]):
@@ -323,6 +324,54 @@ def abilities(subject: Subject) -> Iterator[Finding]:
             "consist of exclamation marks.",
             "use --dtype bfloat16 if the GPU supports it (compute capability 8.0 or later).",
         )
+
+
+def published(subject: Subject) -> Iterator[Finding]:
+    """DCA-152: GPUs, dtypes or weights that vLLM itself refuses, or its own wheel has no code for."""
+    known, asked = versions.load(), subject.asked
+    oldest = known.oldest(asked.version) if asked.stock or subject.recipe.recipe.is_plugin else ""
+    for arch in subject.gpus.archs:
+        if oldest and order(arch) < order(oldest):
+            yield _error(
+                "DCA-152",
+                f"vLLM's own wheel of {asked.version} has no code for compute capability {arch}; the oldest is {oldest}.",
+                "use another GPU, or an older --engine-version.",
+            )
+    if asked.dtype != "auto" and (why := _refused_in(subject, subject.dtype)):
+        yield _error("DCA-152", f"--dtype {asked.dtype}: {why}", "use --dtype bfloat16.")
+    weights = _weights(subject)
+    if weights is None:
+        return
+    if asked.version and versions.order(asked.version) <= versions.order(weights.absent):
+        yield _error(
+            "DCA-152",
+            f"vLLM {asked.version} does not read {weights.method} weights, which came after {weights.absent}.",
+            f"use --engine-version {weights.since} or later.",
+        )
+    for arch in subject.gpus.archs:
+        if order(arch) < order(weights.oldest):
+            yield _error(
+                "DCA-152",
+                f"{weights.method} weights have no kernels for compute capability {arch}; they require "
+                f"{weights.oldest} or later.",
+                "use another GPU, or weights that are not quantized.",
+            )
+
+
+def _weights(subject: Subject) -> versions.Weights | None:
+    """What reads the model's quantized weights, where not everything does."""
+    method = subject.shape.quantized.method
+    return next((one for one in versions.load().weights if one.method == method), None)
+
+
+def _refused_in(subject: Subject, dtype: str) -> str:
+    """Why vLLM does not start the model in a dtype; empty when it does."""
+    kind, weights = subject.shape.model_type, _weights(subject)
+    if dtype == "float16" and kind in versions.load().no_float16:
+        return f"vLLM refuses float16 for models of the type `{kind}`: they are numerically unstable in it."
+    if weights is not None and dtype not in weights.dtypes:
+        return f"vLLM computes with {weights.method} weights in {' or '.join(weights.dtypes)} only."
+    return ""
 
 
 def kernels(subject: Subject) -> Iterator[Finding]:
@@ -789,6 +838,7 @@ RULES: tuple[Rule, ...] = (
     steps,
     dated,
     abilities,
+    published,
     kernels,
     refused,
     plugin,

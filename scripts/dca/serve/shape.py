@@ -126,6 +126,7 @@ class Shape(Value):
         tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
         length_key: the key of config.json that it takes them from.
+        model_type: that of the whole config.json.
         stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
@@ -168,6 +169,7 @@ class Shape(Value):
     tables: int = 0
     length: int
     length_key: str = LENGTH
+    model_type: str = ""
     stated: int = 0
     original: int = 0
     chunk_size: int = 0
@@ -358,6 +360,7 @@ def shape_of(
         tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
         length_key=found.where(LENGTH)[-1],
+        model_type=found.model_type,
         stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
