@@ -8,10 +8,14 @@ import pytest
 
 from dca.binaries import elf, fatbin
 from dca.catalogue import recipes
+from dca.catalogue.plan import Plan
 from dca.emulation import kernels
+from dca.foundation import data
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.foundation.store import Store
 from dca.sources import index
+from dca.toolchain import environments
 
 MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 
@@ -21,6 +25,13 @@ def official_module(cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Pa
     """An official wheel's module of flash-attention. A wheel need not be built for it, which takes minutes."""
     official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.official_wheel)
     return index.members(official, {MEMBER: official.members[MEMBER].sha256}, cache, Silent())[MEMBER]
+
+
+@pytest.fixture(scope="session")
+def engine_python(planned: Plan, cache: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the torch and the packages that the wheel runs with, without the wheel."""
+    run = Run(cache, Silent(), tmp_path_factory.mktemp("engine") / "log")
+    return environments.make(data.run_lock(planned.recipe, "lean"), planned.python_path, planned.python, run)
 
 
 @pytest.fixture(scope="session")

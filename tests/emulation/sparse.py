@@ -70,7 +70,7 @@ class Case:
         queries: of each sequence.
         keys: of each sequence.
         lengths: queries and keys of each sequence where these differ: they lie behind one another then.
-        columns: the most columns of a row block.
+        columns: how many row blocks have, in turns.
         behind: blocks that are listed for a row block though all of their keys are hidden from it.
         one_hot: whether each value is 1 at the place of its key's number, so that out has the weight of each key.
         loud: what queries are multiplied by; logits of 100 are beyond every range unless the largest is subtracted.
@@ -85,7 +85,7 @@ class Case:
     queries: int = 70
     keys: int = 133
     lengths: tuple[tuple[int, int], ...] = ()
-    columns: int = 37
+    columns: tuple[int, ...] = (5, 37, 0)
     behind: int = 0
     one_hot: bool = False
     loud: float = 1.0
@@ -312,7 +312,8 @@ def _drawn(case: Case, place: tuple[int, int, int], drawn: random.Random) -> tup
     starts = list(range(0, limit, ROWS))
     blocks = sorted(drawn.sample(starts, min(len(starts), drawn.randrange(4))))
     rest = [key for key in range(limit) if not any(first <= key < first + ROWS for first in blocks)]
-    columns = sorted(drawn.sample(rest, min(len(rest), (5, case.columns, 0)[(batch + head + block) % 3])))
+    count = case.columns[(batch + head + block) % len(case.columns)]
+    columns = sorted(drawn.sample(rest, min(len(rest), count)))
     if case.behind:
         blocks = starts[-2:] + list(range(ROWS * len(starts), keys, ROWS))[: case.behind]
         columns = []

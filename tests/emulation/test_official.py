@@ -15,16 +15,15 @@ from dca.catalogue import machine, recipes
 from dca.emulation import forms, images, kernels
 from dca.emulation.ptx import parser
 from dca.emulation.translation import code
-from dca.foundation import data, store
+from dca.foundation import data
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.foundation.store import Store
-from dca.smoke import emulated, prove
 from dca.sources import index
 from dca.toolchain import environments
-from tests.emulation import sparse
+from tests.emulation import bare, sparse
 from tests.emulation.forms.test_forms import USED
-from tests.support import SHARE, launch
+from tests.support import launch
 
 _MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 # The instance without dropout, ALiBi and softcap, of any lengths and the full head dimension.
@@ -61,19 +60,6 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
     # Half a unit in the last place of the largest output, and of the weights, as the kernel rounds them.
     assert errors.out < (2e-2 if case.bfloat16 else 3e-3)
     assert errors.lse < 2e-6
-
-
-@pytest.mark.whole
-def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache: Store) -> None:
-    one = sparse.attention(CASES[0], seed=7)
-    library = _library(CASES[0], texts, cache)
-    results = set()
-    for seed in range(4):
-        outcome = launch.launch(library, one.launch(seed, launch.ADDRESSES | launch.SHARED | launch.RACES))
-        assert outcome.findings == ()
-        results.add(bytes(one.buffers[3]) + bytes(one.buffers[4]))
-
-    assert len(results) == 1
 
 
 @pytest.mark.whole
@@ -138,22 +124,6 @@ def test_only_the_last_two_blocks_of_a_list_may_reach_past_the_diagonal(
     assert replace(one, chosen=hidden).errors().out > 0.1
 
 
-# Loads an official module beside it. The index conversion, of another module, is a stand-in that nothing calls.
-_LOADER = """
-import pathlib, torch
-
-OPS = torch.library.Library("_C", "DEF")
-
-def load():
-    def registered():
-        return {schema.name for schema in torch._C._jit_get_all_schemas()}
-
-    before = registered()
-    for name in ("convert_vertical_slash_indexes", "convert_vertical_slash_indexes_mergehead"):
-        OPS.define(name + "() -> ()")
-    torch.ops.load_library(str(pathlib.Path(__file__).with_name("official.so")))
-    return tuple(sorted(registered() - before))
-"""
 _ATTENTION = ("sparse/", "dense/", "paged/")
 
 
@@ -165,29 +135,11 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
 ) -> None:
     run, own = Run(cache, Silent(), tmp_path / "log"), machine.own_python()
     module = _official(name, cache, all_recipes)
-    site = tmp_path / "site"
-    store.write_bytes(site / "dca_kernels" / "__init__.py", _LOADER.encode())
-    (site / "dca_kernels" / "official.so").symlink_to(module)
-    request = {
-        "wheel": str(site),
-        "driver": None,
-        "threads": 1,
-        "quick": SHARE < 1,
-        "case_seconds": 3600,
-        "dtypes": [],
-        "head_dims": [],
-        "seed": 1,
-        "cases": [],
-        "modules": None,
-        "variants": [{"name": "", "oracle": None, "overlay": None, "kernel": ""}],
-        "level": "kernels",
-    }
     python = environments.make(data.run_lock(name, "lean"), own.path, own.version, run)
-    env = emulated.variables(emulated.EmulatedGpu("8.0", None), python, tmp_path, run)
 
-    lines = prove(python, request, tmp_path, Silent(), run.log, env=env)
+    lines = bare.proven(module, python, tmp_path, run)
 
-    results = {line["case"]: line for line in lines if "case" in line and line["case"].startswith(_ATTENTION)}
+    results = {case: line for case, line in lines.items() if case.startswith(_ATTENTION)}
     assert {case.split("/")[1] for case in results} >= {"bfloat16", "float16", "future", "empty", "full-cover"}
     assert {f"{kind}/{dtype}/64" for kind in ("dense", "paged") for dtype in ("bfloat16", "float16")} <= set(results)
     assert [line for line in results.values() if not line["passed"]] == []

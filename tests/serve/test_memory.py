@@ -252,7 +252,7 @@ COUNTS, SIZES, METHODS = range(1, 9), (24, 40, 48, 80, 96, 141), ("", "fp8", "aw
 
 def longest(model: Shape, count: int, size: float) -> int:
     where = Gpus(count=count, memory_gib=float(size))
-    return longest_of(model, where, Asked(), min(model.rows, model.length), ranks(model, where))[0]
+    return longest_of(model, where, Asked(), min(model.rows, model.length), ranks(model, where, Asked()))[0]
 
 
 @pytest.mark.long
@@ -278,8 +278,8 @@ def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:
         same = [
             other
             for other in METHODS
-            if ranks(shape(name, other), Gpus(count=count, memory_gib=80.0))
-            == ranks(shape(name, method), Gpus(count=count, memory_gib=80.0))
+            if ranks(shape(name, other), Gpus(count=count, memory_gib=80.0), Asked())
+            == ranks(shape(name, method), Gpus(count=count, memory_gib=80.0), Asked())
         ]
         if method == "" and "awq" in same:
             assert lengths[count, size, "awq"] >= tokens, place
@@ -293,7 +293,7 @@ def test_what_is_said_to_fit_fits_and_one_block_more_does_not(name: str) -> None
     for count in COUNTS:
         for size in SIZES:
             where = Gpus(count=count, memory_gib=float(size))
-            tp = ranks(model, where)
+            tp = ranks(model, where, Asked())
             tokens = longest(model, count, size)
             if tokens:
                 assert choose(model, where, Asked(), tokens, tp).fits

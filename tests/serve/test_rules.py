@@ -326,7 +326,7 @@ def test_integers_of_8_bits_in_no_words_are_divided_as_they_are(tmp_path: Path) 
                 quantization_config=told,
             )
         )[0]
-        assert server_rules.divides(read, 8) is one
+        assert server_rules.divides(read, 8, server_rules.Asked()) is one
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 0])
@@ -337,7 +337,7 @@ def test_quantized_weights_are_divided_as_far_as_their_groups_allow(group: int, 
     for tp in (1, 2, 4, 8):
         # 13824 = 108 x 128 and 5120 = 40 x 128.
         unit = group or 8
-        assert server_rules.divides(read, tp) == (
+        assert server_rules.divides(read, tp, server_rules.Asked()) == (
             13824 % tp == 0 and 13824 // tp % unit == 0 and 5120 // tp % unit == 0
         )
 

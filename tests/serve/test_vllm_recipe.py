@@ -54,13 +54,13 @@ def made(tmp_path: Path, config: str, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "words", "strategy"),
     [
-        ("Qwen3-8B", ("--gpus", "1xA100-40"), "single_node_tp"),
+        ("Qwen3-8B", ("--gpus", "1xA100-40", "--tools"), "single_node_tp"),
         ("Qwen3-30B-A3B", ("--gpus", "2x80", "--tp", "2"), "single_node_tp"),
         ("gpt-oss-120b", ("--gpus", "8x80", "--enable-expert-parallel"), "single_node_tep"),
         ("DeepSeek-R1", ("--gpus", "8x141", "--machines", "2", "--tp", "16"), "multi_node_tp"),
         ("DeepSeek-R1", ("--gpus", "8x141", "--machines", "2", "--tp", "8", "--pp", "2"), "multi_node_tp_pp"),
         ("gemma-3-4b", ("--gpus", "1x80", "--max-model-len", "8192"), "single_node_tp"),
-        ("Llama-3.3-70B-FP8", ("--gpus", "2x80", "--tools"), "single_node_tp"),
+        ("Llama-3.3-70B-FP8", ("--gpus", "2x80"), "single_node_tp"),
     ],
 )
 def test_every_recipe_has_the_form(tmp_path: Path, config: str, words: tuple[str, ...], strategy: str) -> None:

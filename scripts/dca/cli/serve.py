@@ -19,7 +19,7 @@ from dca.cli.terminal import wrapped
 from dca.config import plot
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
-from dca.serve import chart, gpus, server_rules, ways
+from dca.serve import chart, engines, gpus, server_rules, ways
 from dca.serve import command as commands
 from dca.serve import measured as logs
 from dca.serve import plan as plans
@@ -407,6 +407,8 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     lines += [*wrapped("  recipe: ", plan.recipe_reason), ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
     ending = ways.ending(plan.planned)
+    if plan.planned.fits and plan.errors:
+        verdict, ending = "fits, but see the errors below", f"it would use{ending.removeprefix(ways.STARTS)}"
     if plan.unknown:
         verdict, ending = "nobody can tell", plan.certain
     lines += wrapped("  ", f"{plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
@@ -501,7 +503,16 @@ def _launch(
     """
     if not start.force:
         server_rules.refuse(plan.findings, _unfit(plan))
-    server = replace(start.server, tool_parser=subject.engine.tool_parser if start.tools else "")
+    parser = engines.tool_parser(subject.shape, subject.engine) if start.tools else ""
+    if start.tools and not parser:
+        classes = " or ".join(subject.shape.architectures)
+        raise DcaError(
+            "DCA-201",
+            f"--tools: which parser reads the tool calls of {classes} is not known here.",
+            remedy="omit it, and add --enable-auto-tool-choice and --tool-call-parser NAME to the command; vLLM's "
+            "documentation lists the names.",
+        )
+    server = replace(start.server, tool_parser=parser)
     visible, ranks = server.visible, plan.best.settings.tp * plan.best.settings.pp
     count = len(visible.split(","))
     if visible and count < ranks // subject.gpus.machines:

@@ -543,7 +543,8 @@ def rows(subject: Subject) -> Iterator[Finding]:
                     "factor",
                 )
     known = subject.model
-    if known is None:
+    # Of some models the settings of dual chunk attention are not recorded, nor the length that they are for.
+    if known is None or (subject.dca and known.dual_chunk is None):
         return
     most = max(known.max_position_embeddings, known.dual_chunk.max_position_embeddings if known.dual_chunk else 0)
     scaled = [count(yarn.get(ORIGINAL)) for _, yarn in subject.yarns()]

@@ -27,17 +27,17 @@ FEWER_SEQUENCES = 32
 HIGH_UTILIZATION = 0.95
 
 
-def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
-    """The most GPUs that can share the model's heads, and if possible its quantized weights.
+def ranks(shape: Shape, gpus: Gpus, asked: Asked) -> int:
+    """The most GPUs that can share the model's heads, and if possible its other weights.
 
     Args:
         shape: the model.
         gpus: the server's GPUs.
-        pp: stages that share the layers.
+        asked: the settings that the user fixes.
     """
-    most = max(1, gpus.count // pp)
+    most = max(1, gpus.count // asked.pp)
     sharing = [tp for tp in range(1, most + 1) if can_share(shape.heads, shape.kv_heads, tp)]
-    return max([tp for tp in sharing if server_rules.divides(shape, tp)], default=max(sharing))
+    return max([tp for tp in sharing if server_rules.divides(shape, tp, asked)], default=max(sharing))
 
 
 def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Settings:
@@ -71,7 +71,8 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         block_size=asked.block_size,
         watermark=0.0 if v1 else gpu_memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else gpu_memory.HALF,
-        grouped=v1,
+        grouped=v1 and _apart(shape, asked.version),
+        whole_first=not versions.reached(asked.version, versions.load().quantized_while_loading),
         reused=v1 and asked.reused,
         # Dual chunk attention is served for one request, with a counted number of blocks.
         logit_bytes=gpu_memory.LOGIT if dual else era.logit_bytes,
@@ -81,6 +82,13 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         context_gib=cards.load().context_gib,
         absorbed=era.absorbed,
     )
+
+
+def _apart(shape: Shape, version: str) -> bool:
+    """Whether a version caches layers with windows or chunks apart from those that keep every token."""
+    known = versions.load()
+    chunks = any(group.kind == "chunk" for group in shape.groups)
+    return versions.reached(version, known.chunks_apart if chunks else known.windows_apart)
 
 
 def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:

@@ -159,6 +159,12 @@ def published(version: str, known: tuple[Loaded, ...]) -> Engine:
     )
 
 
+def tool_parser(shape: Shape, engine: Engine) -> str:
+    """The parser of a model's tool calls; empty for another class than those that dual chunk attention is for."""
+    known = {name for one in load_all() for name in one.architectures}
+    return engine.tool_parser if known.intersection(shape.architectures) else ""
+
+
 def released(version: str, known: tuple[Loaded, ...]) -> Loaded | None:
     """The recipe of a version of vLLM with dual chunk attention, or of the next version that one has; else None."""
     number = versions.order(version)

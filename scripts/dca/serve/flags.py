@@ -114,10 +114,8 @@ def _reason_tp(subject: Subject, settings: Settings) -> str:
     shape = subject.shape
     most = subject.gpus.count // settings.pp
     reason = f"{shape.heads // settings.tp} of {shape.heads} heads on each GPU"
-    if settings.tp < most:
-        reason += f"; {most} cannot share {shape.heads} heads and {shape.kv_heads} key heads" + (
-            " and the groups of quantized weights" if shape.quantized.group else ""
-        )
+    if settings.tp < most and subject.asked.tp is None:
+        reason += f"; {most} cannot share {server_rules.unshared(shape, most, subject.asked)}"
     return reason + "."
 
 

@@ -47,6 +47,7 @@ class Settings(Value):
         graphs_counted: whether the KV cache leaves room for them.
         context_gib: memory that the engine does not count, of each rank.
         absorbed: whether the engine also keeps the products of the matrices around compressed keys and values.
+        whole_first: whether an engine that quantizes weights itself loads all of them before.
     """
 
     tp: int = 1
@@ -70,6 +71,7 @@ class Settings(Value):
     graphs_counted: bool = False
     context_gib: float = CONTEXT_GIB
     absorbed: bool = False
+    whole_first: bool = True
 
     @property
     def layout(self) -> Layout:
@@ -126,6 +128,7 @@ class Outcome(Value):
             any KV cache; the `cache` is smaller than the length; prompts of the length are `ignored`; no `room` for the
             cache that was asked for; CUDA `graphs`; a long `prompt`.
         fails_at: tokens of the shortest prompt that runs out of memory; None when none does.
+        loaded: bytes of one GPU that the weights take at most while they are loaded.
     """
 
     settings: Settings
@@ -136,6 +139,7 @@ class Outcome(Value):
     prompt_tokens: int
     ends: Ends = ""
     fails_at: int | None = None
+    loaded: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -270,14 +274,19 @@ def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     return (blocks - gpu_memory.free_blocks(blocks, settings.watermark)) * settings.block_size
 
 
+def loaded_bytes(shape: Shape, settings: Settings) -> float:
+    """Bytes of one GPU that the weights take at most while they are loaded."""
+    kept = gpu_memory.weight_bytes(shape, settings.layout)
+    if shape.quantized.online and settings.whole_first:
+        return max(kept, gpu_memory.weight_bytes(shape, settings.layout, Quantized()))
+    return kept
+
+
 def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
     """Where a server fails; empty when it does not."""
     usable, context = usable_bytes(gpus), settings.context_gib * GIB
     blocks = cache_blocks(shape, gpus, settings)
-    kept = gpu_memory.weight_bytes(shape, settings.layout)
-    if shape.quantized.online:
-        kept = max(kept, gpu_memory.weight_bytes(shape, settings.layout, Quantized()))
-    if kept + context > usable:
+    if loaded_bytes(shape, settings) + context > usable:
         return "loading"
     if (blocks <= 0 and shape.cached) or started_bytes(shape, settings) + context > usable:
         return "weights"
@@ -310,6 +319,7 @@ def outcome(shape: Shape, gpus: Gpus, settings: Settings) -> Outcome:
         prompt_tokens=prompt_tokens(shape, gpus, settings),
         ends=ends,
         fails_at=first(too_much, 1, settings.length) if ends == "prompt" else None,
+        loaded=loaded_bytes(shape, settings),
     )
 
 

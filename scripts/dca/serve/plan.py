@@ -16,6 +16,7 @@ from dca.foundation.documents import Document
 from dca.serve import choose, engines, gpu_memory, server_rules, versions, ways
 from dca.serve import gpus as cards
 from dca.serve.flags import Flag, Variable, environment, flags
+from dca.serve.gpu_memory import Layout
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.measured import Comparison, Measured, compare
 from dca.serve.outcome import Outcome, Settings, outcome, pages
@@ -115,7 +116,7 @@ def make(subject: Subject, served: str) -> ServePlan:
         served: the model argument of `vllm serve`.
     """
     shape, gpus, asked = subject.shape, subject.gpus, subject.asked
-    tp = asked.tp or choose.ranks(shape, gpus, asked.pp)
+    tp = asked.tp or choose.ranks(shape, gpus, asked)
     most = min(shape.rows, shape.length)
     if shape.unlimited:
         most = max(most, asked.length or 0)
@@ -149,7 +150,7 @@ def make(subject: Subject, served: str) -> ServePlan:
         binding=_binding(shape, at_limit or planned),
         minimum_gb=shape.minimum_gb,
         needed_gb=needed(shape, planned) / 1e9,
-        token_bytes=gpu_memory.kept_bytes(shape, planned.settings.layout, planned.settings.cache_width),
+        token_bytes=_kept_bytes(shape, planned.settings, planned.settings.layout),
         token_what=_token_words(shape, planned.settings),
         unknown=shape.unknown,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
@@ -169,6 +170,12 @@ def needed(shape: Shape, planned: Outcome) -> float:
     return (own + cache) * settings.tp * settings.pp
 
 
+def _kept_bytes(shape: Shape, settings: Settings, layout: Layout) -> float:
+    """Bytes of one GPU that a token takes for as long as its request is there."""
+    count = gpu_memory.kept_bytes if settings.grouped else gpu_memory.token_bytes
+    return count(shape, layout, settings.cache_width)
+
+
 def _token_words(shape: Shape, settings: Settings) -> str:
     """How much of the model's layers a token's KV cache is of, and whether ranks share it."""
     layout = settings.layout
@@ -178,16 +185,17 @@ def _token_words(shape: Shape, settings: Settings) -> str:
         state = sum(group.count * gpu_memory.state_bytes(group, layout) for group in shape.parts)
         each = state * gpu_memory.layers(shape, layout) / shape.layers
         return f"a request takes {each:,.0f} bytes of state on each GPU, however long it is."
-    size = gpu_memory.kept_bytes(shape, layout, settings.cache_width)
+    size = _kept_bytes(shape, settings, layout)
     where = "each GPU" if settings.tp * settings.pp > 1 else "the GPU"
     text = f"a token takes {size:,.0f} bytes of KV cache on {where}"
-    kept = sum(group.count for group in shape.parts if group.kind in ("full", "latent") and group.cached)
+    growing = ("full", "latent") if settings.grouped else ("full", "latent", "window", "chunk")
+    kept = sum(group.count for group in shape.parts if group.kind in growing and group.cached)
     kinds = {group.kind for group in shape.parts}
     if kept < shape.layers:
         text += f", in {kept} of {shape.layers} layers"
-        limited = [name for kind, name in LIMITED.items() if kind in kinds]
+        limited = [name for kind, name in LIMITED.items() if kind in kinds and kind not in growing]
         text += f"; {' and '.join(limited)} of the others stop growing" if limited else ""
-    whole = gpu_memory.kept_bytes(shape, layout.model_copy(update={"tp": 1, "dcp": 1}), settings.cache_width)
+    whole = _kept_bytes(shape, settings, layout.model_copy(update={"tp": 1, "dcp": 1}))
     if settings.tp > 1 and size * settings.dcp == whole:
         text += "; tensor parallelism does not divide it"
         text += f", the {settings.dcp} ranks of decode context parallelism do" if settings.dcp > 1 else ""
@@ -294,7 +302,7 @@ def _weight_notes(subject: Subject) -> Iterator[str]:
             f"wheels have attention kernels for head dimension {shape.head_dim} in {subject.dtype} only when you ask "
             f"for them: {build}."
         )
-    if shape.quantized.online:
+    if shape.quantized.online and subject.settings.whole_first:
         yield "the engine loads the weights in 16 bits before it quantizes them, and they must fit in 16 bits."
 
 
@@ -356,6 +364,8 @@ def subject_of(
     version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
     if version:
         reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
+        if versions.order(version) > versions.order(versions.NEWEST):
+            reason += f" It is newer than {versions.NEWEST}, whose rules the plan has."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
         engine = engines.published(version, known)

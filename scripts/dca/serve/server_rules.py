@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from dca import config as configs
 from dca.catalogue.model_needs import Model
 from dca.catalogue.recipes import PLUGINS, Loaded, compiling
+from dca.config import classes as config_classes
 from dca.config import models
 from dca.config.config_rules import Finding, can_share
 from dca.doctor.values import order
@@ -28,6 +30,8 @@ FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """Selects between two model runners of today's V1 engine."""
+PADDED = 64
+"""What the engine pads the vocabulary to a multiple of (vocab_parallel_embedding.py)."""
 OLDEST_PLUGIN = "8.0"
 """The oldest compute capability of the kernels that a plugin calls."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -194,19 +198,27 @@ def heads(subject: Subject) -> Iterator[Finding]:
 def groups(subject: Subject) -> Iterator[Finding]:
     """DCA-151: a GPU's share of a quantized layer that is not a whole number of groups."""
     tp = subject.settings.tp
-    for what, size in _broken(subject.shape, tp):
-        fitting = [
-            str(ranks)
-            for ranks in range(1, tp)
-            if can_share(subject.shape.heads, subject.shape.kv_heads, ranks) and not any(_broken(subject.shape, ranks))
-        ]
-        remedy = f"--tensor-parallel-size {' or '.join(fitting)}, or " if fitting else ""
+    shape, asked = subject.shape, subject.asked
+    fitting = " or ".join(str(ranks) for ranks in range(1, tp) if divides(shape, ranks, asked))
+    said = (
+        f"is not divisible by weight quantization block_n = {shape.quantized.group}"
+        if shape.quantized.method == "fp8"
+        else "The input size is not aligned with the quantized weight shape"
+    )
+    for what, size in _broken(shape, tp, asked):
+        alone = "--enable-expert-parallel, or " if shape.experts and what.startswith("an MLP") else ""
+        alone += f"--tensor-parallel-size {fitting}, or " if fitting else ""
         yield _error(
             "DCA-151",
             f"{what} of {size:,} divided by {tp} GPUs is not a whole number of groups of "
-            f'{subject.shape.quantized.group}: vLLM fails with "The input size is not aligned with the quantized '
-            'weight shape".',
-            f"use {remedy}weights with another group size, or weights that are not quantized.",
+            f'{shape.quantized.group}: vLLM fails with "{said}".',
+            f"use {alone}weights with another group size, or weights that are not quantized.",
+        )
+    for what, size in _undivided_widths(shape, tp, asked) if can_share(shape.heads, shape.kv_heads, tp) else ():
+        yield _error(
+            "DCA-131",
+            f"{what} ({size:,}) is not divisible by {tp} GPUs.",
+            f"use --tensor-parallel-size {fitting}." if fitting else "use fewer GPUs.",
         )
 
 
@@ -267,7 +279,8 @@ def dated(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _broken(shape: Shape, tp: int) -> Iterator[tuple[str, int]]:
+def _broken(shape: Shape, tp: int, asked: Asked) -> Iterator[tuple[str, int]]:
+    """Quantized widths whose share is not a whole number of groups."""
     stored = shape.quantized
     inner = shape.expert_inner if shape.experts else shape.inner
     if shape.groups or stored.widths:
@@ -276,13 +289,48 @@ def _broken(shape: Shape, tp: int) -> Iterator[tuple[str, int]]:
     # The weights of a group share a scale, and a 32-bit word holds several weights.
     unit = stored.group or (stored.pack if stored.pack > 1 else 0)
     for what, size in (("an MLP width", inner), ("an attention width", shape.heads * shape.head_dim)):
+        experts = bool(shape.experts) and what.startswith("an MLP")
+        # Each GPU has whole experts.
+        if experts and asked.expert_parallel:
+            continue
         if stored.method and unit and (size % tp or size // tp % unit):
+            if experts and stored.method == "fp8" and not size % tp and _finer(shape, size // tp, asked.version):
+                continue
             yield what, size
 
 
-def divides(shape: Shape, tp: int) -> bool:
-    """Whether this many GPUs can share both the heads and the quantized weights."""
-    return can_share(shape.heads, shape.kv_heads, tp) and not any(_broken(shape, tp))
+def _finer(shape: Shape, share: int, version: str) -> bool:
+    """Whether a version divides the blocks of FP8 experts so that a share of their width is a whole number of them."""
+    known = versions.load()
+    block = math.gcd(shape.quantized.group, share, shape.hidden)
+    return versions.reached(version, known.quantized_while_loading) and block >= known.smallest_divided_block
+
+
+def _undivided_widths(shape: Shape, tp: int, asked: Asked) -> Iterator[tuple[str, int]]:
+    """Widths that the engine divides by the number of GPUs, and that it cannot."""
+    vocabulary = math.ceil(shape.vocabulary / PADDED) * PADDED
+    if vocabulary % tp:
+        yield f"the vocabulary, padded to a multiple of {PADDED},", vocabulary
+    # Widths of layers that differ are not known here, and those of quantized weights are in groups.
+    if shape.groups or shape.quantized.method:
+        return
+    inner = shape.expert_inner if shape.experts else shape.inner
+    if inner % tp and not (shape.experts and asked.expert_parallel):
+        yield "an MLP width", inner
+
+
+def unshared(shape: Shape, tp: int, asked: Asked) -> str:
+    """What this many GPUs cannot share, in words; empty if there is nothing."""
+    if not can_share(shape.heads, shape.kv_heads, tp):
+        return f"{shape.heads} heads and {shape.kv_heads} key heads"
+    if any(_broken(shape, tp, asked)):
+        return "the groups of quantized weights"
+    return next((f"{what} ({size:,})" for what, size in _undivided_widths(shape, tp, asked)), "")
+
+
+def divides(shape: Shape, tp: int, asked: Asked) -> bool:
+    """Whether this many GPUs can share the heads and the other weights."""
+    return not unshared(shape, tp, asked)
 
 
 def abilities(subject: Subject) -> Iterator[Finding]:
@@ -570,6 +618,9 @@ def length(subject: Subject) -> Iterator[Finding]:
         )
         return
     known = next((model for model in models.load_all() if model.name == shape.known), None)
+    more = "a model for longer texts"
+    if config_classes.refusing(shape.model_type, {"rope_type": "yarn"}) is None:
+        more = f"YaRN if the model's publisher recommends it (dca config set-yarn DIR), or {more}"
     if known is not None and known.yarn is not None and tokens <= known.yarn.factor * known.yarn.original:
         more = (
             f"YaRN, which is static and so reduces quality on short texts: dca config set-yarn DIR --factor "
@@ -577,8 +628,6 @@ def length(subject: Subject) -> Iterator[Finding]:
         )
     elif known is not None and known.native_length >= 1 << 18:
         more = "dual chunk attention: dca config use-1m DIR, or dca config set-dca DIR"
-    else:
-        more = "a model that supports longer texts"
     yield _error("DCA-127", f"{what}.", f"use --max-model-len {most}; for more tokens, use {more}.")
 
 
@@ -611,8 +660,21 @@ def lists(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _cached(subject: Subject) -> Iterator[Finding]:
+    """A dtype of the KV cache that the engine rejects beside the weights."""
+    asked, method = subject.asked.kv_cache_dtype, subject.shape.quantized.method
+    if asked == "fp8_e5m2" and method == "fp8" and not subject.shape.dual_chunk:
+        yield _error(
+            "DCA-157",
+            '--kv-cache-dtype fp8_e5m2: the weights are FP8, and vLLM fails with "fp8_e5m2 kv-cache is not supported '
+            'with fp8 checkpoints".',
+            "use --kv-cache-dtype fp8.",
+        )
+
+
 def stored(subject: Subject) -> Iterator[Finding]:
-    """DCA-157: weights that are not quantized as asked for, or with an unknown number of bits."""
+    """DCA-157: weights not quantized as asked for, or of an unknown width; a KV cache that does not go with them."""
+    yield from _cached(subject)
     method, published = subject.asked.quantization, subject.published.quantized.method
     if subject.shape.quantized.assumed:
         yield _warning(

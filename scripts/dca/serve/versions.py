@@ -127,6 +127,14 @@ class Known(Value):
     schema_: Literal["dca.engine-memory/1"] = Field(alias="schema")
     stated_lengths: Annotated[str, Field(alias="stated_lengths_from", pattern=r"^\d+(\.\d+)+$")]
     """The first version that takes max_position_embeddings beside YaRN as it is."""
+    windows_apart: Annotated[str, Field(alias="windows_apart_from", pattern=r"^\d+(\.\d+)+$")]
+    """The first version in which layers with a window do not keep every token."""
+    chunks_apart: Annotated[str, Field(alias="chunks_apart_from", pattern=r"^\d+(\.\d+)+$")]
+    """The first version in which layers with chunks do not keep every token."""
+    quantized_while_loading: Annotated[str, Field(alias="quantized_while_loading_from", pattern=r"^\d+(\.\d+)+$")]
+    """The first version that quantizes weights while it loads them, and divides blocks of experts' FP8 weights."""
+    smallest_divided_block: Count
+    """Numbers along a side of the smallest block of FP8 weights that a larger one is divided into."""
     engines: Annotated[tuple[Era, ...], Field(min_length=1)]
     flags: tuple[Dated, ...] = ()
     no_float16: tuple[str, ...] = ()
@@ -157,6 +165,11 @@ def order(version: str) -> tuple[int, ...]:
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)
+
+
+def reached(version: str, since: str) -> bool:
+    """Whether a version is this one, or later."""
+    return order(version) >= order(since)
 
 
 def of(version: str) -> Era:

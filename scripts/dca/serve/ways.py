@@ -30,13 +30,18 @@ class Way(Value):
     what: str
 
 
+STARTS = "the server starts, and uses"
+
+
 def ending(result: Outcome) -> str:
     """An outcome as one sentence."""
     settings = result.settings
     ranks, size = settings.tp * settings.pp, f"{result.card / GIB:.0f} GiB"
     at = f"each of {ranks} GPUs of {size}" if ranks > 1 else f"a GPU of {size}"
     if result.ends == "loading":
-        return f"the weights do not load: they take {result.term('weights') / GIB:.1f} GiB on {at}."
+        whole = max(result.loaded, result.term("weights"))
+        before = " before the engine quantizes them" if whole > result.term("weights") else ""
+        return f"the weights do not load: they take {whole / GIB:.1f} GiB on {at}{before}."
     if result.ends == "weights":
         return (
             "weights and the activations of one step leave no room for any KV cache (No available memory for the cache "
@@ -67,7 +72,7 @@ def ending(result: Outcome) -> str:
         )
     left = (result.usable - result.total) / GIB
     used = f"{result.total / GIB:.1f} of {result.card / GIB:.0f} GiB"
-    return f"the server starts, and uses at most {used} ({left:.1f} GiB are free)."
+    return f"{STARTS} at most {used} ({left:.1f} GiB are free)."
 
 
 def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterator[Way]:
@@ -91,7 +96,7 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
         yield _way(shape, gpus, base.model_copy(update={"batched": batched}), f"--max-num-batched-tokens {batched}")
     if not shape.dual_chunk:
         yield _way(shape, gpus, base.model_copy(update={"eager": True}), "--enforce-eager")
-    larger = next((ranks for ranks in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, ranks)), None)
+    larger = next((ranks for ranks in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, ranks, asked)), None)
     if larger is not None:
         more = gpus.model_copy(update={"count": larger * asked.pp, "machines": 1})
         yield _chosen(shape, more, asked, length, larger, f"{larger} of these GPUs, --tensor-parallel-size {larger}")

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dca.catalogue.plan import Plan
-from dca.foundation import data, documents, store
-from dca.foundation.events import Silent
-from dca.foundation.run import Run
+from dca.foundation import documents
 from dca.pipeline.wheel import Made
 from dca.sources import fetch
-from dca.toolchain import environments
 from tests.emulation.faults import modules, sources
 from tests.support.mutants import KERNEL
 
@@ -29,13 +25,9 @@ def kernel_compiler(toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def builder(
-    kernel_compiler: sources.Compiler, plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
-) -> modules.Builder:
+def builder(kernel_compiler: sources.Compiler, engine_python: Path) -> modules.Builder:
     """The builder of flash-attention's module, against the torch that the wheel runs with."""
-    run = Run(cache, Silent(), tmp_path_factory.mktemp("torch") / "log")
-    lock = data.run_lock(plan.recipe, "lean")
-    return modules.Builder(kernel_compiler, environments.make(lock, plan.python_path, plan.python, run))
+    return modules.Builder(kernel_compiler, engine_python)
 
 
 @pytest.fixture(scope="session")

@@ -117,13 +117,15 @@ def of_sparse(text: str, entry: str, case: sparse.Case) -> Subject:
     cases = [
         case,
         # Enough columns for three rounds of them, enough blocks for the loop without masks, and heads in groups.
-        replace(case, batch=1, heads=3, queries=134, keys=400, columns=230),
+        replace(case, batch=1, heads=3, queries=134, keys=400, columns=(5, 230, 0)),
         replace(case, batch=3, queries=70, keys=101, lengths=((3, 20), (70, 101), (64, 64))),
-        replace(case, batch=3, queries=126, keys=126, columns=60, one_hot=True),
+        replace(case, batch=3, queries=126, keys=126, columns=(5, 60, 0), one_hot=True),
         replace(case, batch=1, heads=4, kv_heads=2, queries=65, keys=65),
         replace(case, batch=1, queries=65, keys=130, loud=100.0),
         # More queries than keys: the first rows of a causal kernel see none.
         replace(case, batch=1, queries=100, keys=40),
+        # One column, one round of them and two, each full, one short and one over.
+        replace(case, batch=1, heads=4, queries=134, keys=400, columns=(1, 64, 65, 63, 128, 129)),
     ]
     runs = [SparseRun(sparse.attention(one, 7)) for one in cases]
     others = [SparseRun(sparse.attention(one, 100 + i)) for i in range(INPUTS) for one in cases[:3]]

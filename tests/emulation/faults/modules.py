@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dca.foundation import runner
+from dca.foundation.events import Silent
+from dca.foundation.run import Run
+from dca.foundation.store import Store
+from tests.emulation import bare, sparse
 from tests.emulation.faults import sources
-from tests.support import RunDca
 
-PROGRAM = Path(__file__).with_name("sparse_module.py")
 _NAME = "vllm_flash_attn_c"
 # As few kernels as there can be.
 _DEFINES = [f"-DFLASHATTENTION_DISABLE_{what}" for what in ("DROPOUT", "UNEVEN_K", "ALIBI", "SOFTCAP")]
@@ -86,14 +88,10 @@ class Builder:
         self._run(["g++", "-shared", "-o", module, host, *kernels, *libraries])
         return module
 
-    def errors(self, dca: RunDca, module: Path) -> dict[str, float]:
-        """The largest errors of a module's sparse attention, by case, see `sparse_module.py`; or a finding."""
-        done = dca("emulate", "--quiet", "--", self.python, PROGRAM, module, _NAME, timeout=sources.TIMEOUT)
-        # A finding fails the launch, and so the program.
-        if found := [line for line in done.stderr.splitlines() if line.startswith("DCA-837")]:
-            return {found[0]: math.inf}
-        assert done.returncode == 0, done.stderr[-3000:]
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+    def proven(self, module: Path, cases: Sequence[str], folder: Path, cache: Store) -> dict[str, dict[str, Any]]:
+        """The results of cases of the level `kernels` on a module, see `bare.proven`."""
+        only = {"cases": cases, "dtypes": ("bfloat16",), "head_dims": (sparse.DIM,)}
+        return bare.proven(module, self.python, folder, Run(cache, Silent(), folder / "log"), only)
 
     def _run(self, argv: list[str | Path]) -> None:
         done = runner.run(argv, timeout=sources.TIMEOUT)

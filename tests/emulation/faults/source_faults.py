@@ -70,7 +70,7 @@ DEVICE = [
     _sparse(
         "no-wait",
         "values are used before their copies have arrived",
-        "cp_async_wait<0>();\n            __syncthreads();",
+        "flash::cp_async_wait<0>();\n            __syncthreads();",
         "__syncthreads();",
         6,
         1,

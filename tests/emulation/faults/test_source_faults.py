@@ -14,12 +14,11 @@ from dca.foundation.store import Store
 from tests.emulation.faults import examination, modules, sources, test_accidents
 from tests.emulation.faults.examination import Subject, Verdict
 from tests.emulation.faults.source_faults import CONVERSION, DEVICE, HOSTS
-from tests.support import RunDca
 from tests.support.mutants import Mutant
 
 CASE = test_accidents.CASE
-# A module's errors beyond this are found; half a unit in the last place of its outputs is less.
-BOUND = 1e-2
+# The level's cases that hold a module's host code to the oracle.
+CASES = ("sparse/bfloat16/causal/5-1", "sparse/bfloat16/full/5-1")
 NAMES = ("_Z37convert_vertical_slash_indexes_kernel", "_Z47convert_vertical_slash_indexes_kernel_mergehead")
 
 
@@ -111,13 +110,15 @@ def test_a_drawn_fault_of_the_index_conversion_is_found(
 
 @pytest.mark.whole
 @pytest.mark.parametrize("mutant", HOSTS, ids=name_of)
-def test_a_fault_of_the_host_code_is_found(
-    mutant: Mutant, launched: list[Path], builder: modules.Builder, dca: RunDca, tmp_path: Path
+def test_a_fault_of_the_host_code_is_found_by_the_check_of_wheels(
+    mutant: Mutant, launched: list[Path], builder: modules.Builder, cache: Store, tmp_path: Path
 ) -> None:
     tree = sources.checkout(sources.clones()[0], sources.REPAIRED, "csrc/flash_attn", tmp_path / "tree")
     changed(tree, mutant)
-    errors = builder.errors(dca, builder.module(tree, launched, tmp_path))
+    module = builder.module(tree, launched, tmp_path)
+    results = builder.proven(module, CASES, tmp_path, cache)
 
-    wrong = {name: error for name, error in errors.items() if error > BOUND}
-    report(mutant, Verdict("found" if wrong else "missed", str(wrong)))
+    assert set(results) == set(CASES)
+    wrong = [f"{name}: {line['detail']}" for name, line in results.items() if not line["passed"]]
+    report(mutant, Verdict("found" if wrong else "missed", "; ".join(wrong) or "no case fails"))
     assert wrong

@@ -483,7 +483,10 @@ class Bench:
         random = torch.Generator().manual_seed(seed)
         queries, keys = [sizes.queries] * sizes.batch, [sizes.keys] * sizes.batch
         lines = random_lines(queries, keys, sizes.heads, causal, random)
-        return Problem(*self.tensors(dtype, sizes, random), lines, causal)
+        q, k, v = self.tensors(dtype, sizes, random)
+        # Rows of values that are further apart than those of keys, as in a projection of all three.
+        room = torch.full_like(v[:, :, :1], torch.nan)
+        return Problem(q, k, torch.cat((v, room), 2)[:, :, :-1], lines, causal)
 
     def run(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Output `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, in poisoned memory."""
@@ -565,7 +568,7 @@ def _hold(reference: Reference, out: Tensor, lse: Tensor, what: str, worst: Wors
 
 
 def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
-    """Only columns, with different ones, keys and values in each sequence."""
+    """Only columns, of different numbers, with different ones, keys and values in each sequence."""
     worst = Worst()
     heads, kv_heads = bench.extent.ranks[-1]
     random = torch.Generator().manual_seed(seed)
@@ -576,10 +579,12 @@ def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
         index = torch.stack(
             [torch.randperm(keys, generator=random)[:columns].sort().values for _ in range(batch * heads * shape[-1])]
         )
+        # Kernels take columns in rounds of 64.
+        counts = torch.tensor((1, BLOCK, BLOCK + 1, columns), dtype=torch.int32).repeat(len(index))[: len(index)]
         only = Converted(
             torch.zeros(shape, dtype=torch.int32),
             torch.zeros((*shape, 1), dtype=torch.int32),
-            torch.full(shape, columns, dtype=torch.int32),
+            counts.view(shape),
             index.view(*shape, columns).to(torch.int32),
         )
         problem = Problem(*bench.tensors(dtype, sizes, random), only, causal)
