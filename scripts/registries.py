@@ -1,7 +1,7 @@
 """Prints a release's entry of build/classes/registries.toml: the classes of models that its vLLM has.
 
-Run it in an environment with the release's transformers (`dca engine make` makes one); for a release without one, a newer
-transformers names more classes than the release may serve, which keeps errors away that are none:
+Run it in an environment with the release's transformers (`dca engine make` makes one); for a release without one, that
+of a newer release names more classes than it may serve, which keeps errors away that are none:
 
     ENVIRONMENT/bin/python scripts/registries.py 0.33.0 VLLM/model_executor/models/registry.py [--removed]
 
@@ -40,18 +40,17 @@ def by_transformers(own: set[str]) -> list[str]:
     """Classes that vLLM can take from transformers, and does not have itself."""
     import transformers  # type: ignore[import-not-found, unused-ignore]  # in the environment that runs this
 
-    found = []
-    for name in dir(transformers):
-        if not name.endswith(GENERATING) or name in own:
-            continue
-        try:
-            kind = getattr(transformers, name)
-            fits = kind.is_backend_compatible() or kind._can_set_attn_implementation()
-        except Exception:
-            continue
-        if fits:
-            found.append(name)
-    return found
+    names = (name for name in dir(transformers) if name.endswith(GENERATING) and name not in own)
+    return [name for name in names if fits(transformers, name)]
+
+
+def fits(transformers: Any, name: str) -> bool:
+    """Whether a class is one that vLLM's layers can replace parts of; some need packages that are not there."""
+    try:
+        kind = getattr(transformers, name)
+        return bool(kind.is_backend_compatible() or kind._can_set_attn_implementation())
+    except Exception:
+        return False
 
 
 def listed(name: str, values: list[str]) -> str:

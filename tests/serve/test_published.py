@@ -81,7 +81,9 @@ def test_weights_are_for_some_gpus_dtypes_and_versions(tmp_path: Path) -> None:
     assert refused(tmp_path, OSS, "1xA100-80", version="0.10.1.1") == []
 
 
-@pytest.mark.parametrize(("version", "rejected"), [("0.33.0", True), ("0.40", True), ("0.32.0", False), ("0.8.5", False)])
+@pytest.mark.parametrize(
+    ("version", "rejected"), [("0.33.0", True), ("0.40", True), ("0.32.0", False), ("0.8.5", False)]
+)
 def test_the_oldest_gpu_is_that_of_the_versions_own_wheel(version: str, rejected: bool) -> None:
     shown = planned(ORDINARY, "4xV100-32", version=version, dtype="half", length=8192)
     assert [one.code for one in shown.errors if "own wheel" in one.what] == ["DCA-152"] * rejected

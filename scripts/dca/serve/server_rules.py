@@ -382,7 +382,7 @@ def published(subject: Subject) -> Iterator[Finding]:
         if oldest and order(arch) < order(oldest):
             yield _error(
                 "DCA-152",
-                f"vLLM's own wheel of {asked.version} has no code for compute capability {arch}; the oldest is {oldest}.",
+                f"vLLM's own wheel of {asked.version} has no code for compute capability {arch}, but from {oldest} on.",
                 "use another GPU, or an older --engine-version.",
             )
     if asked.dtype != "auto" and (why := _refused_in(subject, subject.dtype)):
