@@ -334,7 +334,8 @@ def divides(shape: Shape, tp: int, asked: Asked) -> bool:
 
 
 def abilities(subject: Subject) -> Iterator[Finding]:
-    """DCA-152: a GPU without CUDA, without the dtype, or without kernels for the quantized weights."""
+    """DCA-152: a GPU without CUDA, without the dtype, or without kernels; what vLLM itself refuses."""
+    yield from _published(subject)
     if subject.gpus.without_cuda and not subject.asked.stock:
         yield _error(
             "DCA-152",
@@ -374,10 +375,11 @@ def abilities(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def published(subject: Subject) -> Iterator[Finding]:
-    """DCA-152: GPUs, dtypes or weights that vLLM itself refuses, or its own wheel has no code for."""
+def _published(subject: Subject) -> Iterator[Finding]:
+    """GPUs, dtypes or weights that vLLM itself refuses, or its own wheel has no code for."""
     known, asked = versions.load(), subject.asked
-    oldest = known.oldest(asked.version) if asked.stock or subject.recipe.recipe.is_plugin else ""
+    # Other rules say what wheels of the recipes have, and what the plugin calls.
+    oldest = known.oldest(asked.version) if asked.stock else ""
     for arch in subject.gpus.archs:
         if oldest and order(arch) < order(oldest):
             yield _error(
@@ -390,7 +392,7 @@ def published(subject: Subject) -> Iterator[Finding]:
     weights = _weights(subject)
     if weights is None:
         return
-    if asked.version and versions.order(asked.version) <= versions.order(weights.absent):
+    if asked.stock and versions.order(asked.version) <= versions.order(weights.absent):
         yield _error(
             "DCA-152",
             f"vLLM {asked.version} does not read {weights.method} weights, which came after {weights.absent}.",
@@ -709,7 +711,8 @@ def stored(subject: Subject) -> Iterator[Finding]:
 
 
 def classes(subject: Subject) -> Iterator[Finding]:
-    """DCA-158: an engine that does not support dual chunk attention, or not for the model's class; or one unguarded."""
+    """DCA-158: an engine without the model's class, or without dual chunk attention for it; or one unguarded."""
+    yield from _registered(subject)
     shape, supported = subject.shape, subject.engine.architectures
     if not (shape.dual_chunk or shape.merged):
         return
@@ -734,8 +737,8 @@ def classes(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def registered(subject: Subject) -> Iterator[Finding]:
-    """DCA-158: an engine whose version does not have the model's class."""
+def _registered(subject: Subject) -> Iterator[Finding]:
+    """An engine whose version does not have the model's class."""
     version = subject.asked.version
     absent = registries.absence(subject.shape.architectures, version) if version else None
     if absent is None:
@@ -900,7 +903,6 @@ RULES: tuple[Rule, ...] = (
     steps,
     dated,
     abilities,
-    published,
     kernels,
     refused,
     plugin,
@@ -910,7 +912,6 @@ RULES: tuple[Rule, ...] = (
     lists,
     stored,
     classes,
-    registered,
     wheel,
     folder,
 )
