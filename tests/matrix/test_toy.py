@@ -27,12 +27,6 @@ OWN = f"3.{sys.version_info.minor}"
 
 
 @pytest.fixture(scope="module")
-def toy(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """The toy, with a cache that has the session's downloads, toolkit and environments."""
-    return Toy(tmp_path_factory.mktemp("toy"), link_cache(tmp_path_factory.mktemp("cache"), cache))
-
-
-@pytest.fixture(scope="module")
 def pythons(toy: Toy) -> tuple[str, str]:
     """The version of Python that runs dca, and another one of this machine."""
     uv, names = machine.find_uv(), [f"3.{minor}" for minor in (13, 10, 12, 11)]

@@ -184,7 +184,9 @@ def install_command(package: str) -> str:
     from packaging.requirements import Requirement
 
     extras = [Requirement(text) for text in metadata.requires("dca-build") or () if "extra ==" in text]
-    requirement = next((f"{extra.name}{extra.specifier}" for extra in extras if extra.name == package), package)
+    found = next((extra for extra in extras if extra.name == package), Requirement(package))
+    parts = f"[{','.join(sorted(found.extras))}]" if found.extras else ""
+    requirement = f"{found.name}{parts}{found.specifier}"
     return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, requirement])
 
 

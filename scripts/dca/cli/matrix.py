@@ -20,11 +20,16 @@ from dca.cli.terminal import wrapped
 from dca.foundation import documents
 from dca.foundation.errors import DcaError, ExitCode
 from dca.foundation.events import Reporter, Work
-from dca.matrix import cells, formats, jobs, running
+from dca.foundation.run import Run
+from dca.foundation.store import Store
+from dca.matrix import cells, engine, formats, jobs, running
 from dca.matrix.cells import Cell
 from dca.matrix.expansion import Expansion, expand
 from dca.matrix.formats import FORMATS, Format
+from dca.matrix.ray_jobs import Ray
 from dca.matrix.running import Settings
+from dca.matrix.slurm import Slurm
+from dca.matrix.slurm import options as sbatch_options
 from dca.matrix.values import GOOD, CellResult, Outcome, State, Trouble, WheelResult
 from dca.pipeline import gather
 from dca.smoke.values import LEVELS, Level
@@ -37,11 +42,15 @@ if TYPE_CHECKING:
 ACTION = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
 # Rows of a terminal that the live table leaves to what is printed above and below it.
 SPARED_ROWS = 6
+LOCAL = "local"
+# That a job has at most, unless --cores says otherwise.
+CORES = 4
 TITLES: dict[State, str] = {
     "failed": "Failed",
     "elsewhere": "Planned, but not built here: something cannot be downloaded",
     "impossible": "No plan is possible",
 }
+BUSY = ("building", "testing")
 STYLES = {"building": "yellow", "testing": "yellow", "failed": "red", "built": "green", "unchanged": "green"}
 
 
@@ -59,9 +68,11 @@ class Asked:
         dry_run: whether the cells are only planned.
         only: ids of the cells whose wheels are built; all when empty.
         level: of the smoke tests; None for none.
+        executor: where wheels are built.
+        slurm: options of its jobs, KEY=VALUE.
         kind: the engine to write jobs for, in place of building.
         action: of GitHub that brings `dca` into a job; None where the jobs' repository is a checkout of it.
-        cores: that such a job may have.
+        cores: that a job may have.
         out: folder of the wheels.
         report: file that the result is also written to, as JSON.
         offline: whether nothing may be downloaded.
@@ -70,6 +81,8 @@ class Asked:
     dry_run: bool
     only: tuple[str, ...]
     level: Level | None
+    executor: str
+    slurm: tuple[str, ...]
     kind: Format | None
     action: str | None
     cores: int | None
@@ -93,13 +106,13 @@ class Asked:
             "--s3": where.s3 and not self.kind,
             "--report": self.report,
             "--smoke": self.level and not self.kind,
+            "--executor": self.executor != LOCAL,
         }
         if only_plans and (useless := [flag for flag, given in named.items() if given and flag != only_plans]):
             raise DcaError(
                 "DCA-201", f"{only_plans} builds nothing.", remedy=f"omit it, or omit {' and '.join(useless)}."
             )
-        if self.cores and not self.kind:
-            raise DcaError("DCA-201", "--cores needs --format.", remedy="omit it.")
+        self._check_engine()
         if self.kind == "github" and where.index and where.index.is_absolute():
             raise DcaError(
                 "DCA-201",
@@ -121,6 +134,18 @@ class Asked:
         options.check_writable("--index", None if self.kind else where.index)
         where.check()
 
+    def _check_engine(self) -> None:
+        """Reject options of an engine's jobs where there are none.
+
+        Raises:
+            DcaError: DCA-201.
+        """
+        if self.cores and not self.kind and self.executor == LOCAL:
+            raise DcaError("DCA-201", "--cores needs --format or --executor.", remedy="omit it.")
+        if self.slurm and self.executor != "slurm":
+            raise DcaError("DCA-201", "--slurm needs --executor slurm.", remedy="omit it.")
+        sbatch_options(self.slurm)
+
 
 @click.command("matrix")
 @click.argument("file", metavar="MATRIX.toml", type=click.Path(path_type=Path, dir_okay=False))
@@ -137,6 +162,19 @@ class Asked:
     ),
     click.option("--smoke", "level", type=click.Choice(LEVELS), help="Also prove each wheel for each of its cells."),
     click.option(
+        "--executor",
+        type=click.Choice((LOCAL, "slurm", "ray")),
+        default=LOCAL,
+        show_default=True,
+        help="Build here, one wheel after the other, or each wheel as a job of Slurm or Ray.",
+    ),
+    click.option(
+        "--slurm",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="With --executor slurm: an option of sbatch, such as partition=gpu. Can be repeated.",
+    ),
+    click.option(
         "--format",
         "kind",
         type=click.Choice(FORMATS),
@@ -151,8 +189,8 @@ class Asked:
         "--cores",
         type=click.IntRange(1),
         metavar="N",
-        show_default=str(4),
-        help="With --format: most cores of a job.",
+        show_default=str(CORES),
+        help="With --format or --executor: most cores of a job.",
     ),
     click.option("--out", type=options.FOLDER, default="dist", show_default=True, help="Folder to write wheels to."),
     click.option("--report", type=options.FILE, help="Also write the result to this file, as JSON."),
@@ -177,8 +215,8 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
         if asked.kind is None and not asked.dry_run and any(wheel.here for wheel in expansion.wheels):
             # A place that cannot be written is an error before hours of builds.
             place = where.place(board) if where.is_named else None
-            settings = Settings(file, options.resolve(asked.out), asked.level, board.show)
-            done = running.run(expansion, settings, cache, board)
+            settings = Settings(file, options.resolve(asked.out), asked.level, asked.only, board.show)
+            done = _run(expansion, settings, asked, cache, board)
             if place is not None:
                 variants = any(wheel.planned.plan.variant is not None for wheel in expansion.wheels)
                 done = running.publish_all(done, place, cache, board, variants=variants)
@@ -186,7 +224,7 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
         else:
             done = running.outcome(expansion, file)
     if asked.kind and expansion.wheels:
-        wish = jobs.Wish(file, asked.cores or 4, asked.level, asked.out, where.index, where.bucket)
+        wish = jobs.Wish(file, asked.cores or CORES, asked.level, asked.out, where.index, where.bucket)
         written = jobs.jobs(expansion, wish)
         click.echo(formats.write(written, asked.kind, wish, asked.action or ""), nl=False)
         if written.impossible:
@@ -196,6 +234,23 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
         documents.write(done, asked.report)
     output.show(done, "\n".join(wheel.file for wheel in done.wheels) if output.quiet else render(done), always=True)
     _judge(done, asked, as_json=output.as_json)
+
+
+def _run(expansion: Expansion, settings: Settings, asked: Asked, cache: Store, board: Board) -> Outcome:
+    """Build the wheels here, or have an engine build them.
+
+    Raises:
+        DcaError: DCA-103, DCA-171 for an engine that is not there or does not answer.
+    """
+    if asked.executor == LOCAL:
+        return running.run(expansion, settings, cache, board)
+    cache.open()
+    wish = jobs.Wish(settings.file, asked.cores or CORES, settings.level, settings.out)
+    words = ["--cache-dir", str(cache.root), "--json", *(["--offline"] if asked.offline else [])]
+    folder = running.report_file(settings, cache).with_name(asked.executor)
+    one = Ray(folder, words) if asked.executor == "ray" else Slurm(folder, sbatch_options(asked.slurm), words)
+    run = Run(cache, board, folder.with_name(running.LOG))
+    return engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, one)
 
 
 def _request(cell: Cell) -> Request:
@@ -307,6 +362,8 @@ def _figures(cell: CellResult, wheels: dict[str, WheelResult]) -> str:
                 parts.append(f"{wheel.objects_compiled_now} of {wheel.objects} objects compiled")
             if used := wheel.compiler_cache:
                 parts.append(f"{used.hits} of {used.hits + used.misses} parts from {used.name}")
+    if cell.node:
+        parts.append(f"on {cell.node}")
     if proven := cell.proven:
         total = proven.passed + len(proven.failed) + len(proven.untested)
         parts.append(f"{proven.level}: {proven.passed} of {total} cases")
@@ -321,7 +378,7 @@ def _reasons(chosen: Sequence[CellResult]) -> list[str]:
             same.setdefault(cell.trouble, []).append(cell)
     lines = []
     for trouble, cells_of_it in same.items():
-        lines += [f"  {cell.id}  {cell.options}" for cell in cells_of_it]
+        lines += [f"  {cell.id}  {cell.options}{f', on {cell.node}' if cell.node else ''}" for cell in cells_of_it]
         failed = cells_of_it[0].state == "failed"
         text = f"{trouble.what} {trouble.why}" if failed else trouble.reason
         lines += wrapped(f"            {trouble.code}: ", " ".join(text.split()))
@@ -359,7 +416,7 @@ class Board(Reporter):
         self._live: Live | None = None
         self._done: Outcome | None = None
         self._now = ""
-        self._since = time.monotonic()
+        self._since: dict[str, float] = {}
 
     def __enter__(self) -> Board:
         if self._terminal.live:
@@ -414,7 +471,7 @@ class Board(Reporter):
         before = {cell.id: cell.state for cell in self._done.cells} if self._done else {}
         for number, cell in enumerate(done.cells, start=1):
             if before and before[cell.id] != cell.state:
-                self._since = time.monotonic()
+                self._since[cell.id] = time.monotonic()
                 if not self._live:
                     why = f": {cell.trouble.code}: {cell.trouble.what}" if cell.trouble else ""
                     self._terminal.stage(cell.state, f"{number} of {len(done.cells)}, {cell.id} {cell.version}{why}")
@@ -439,11 +496,12 @@ class Board(Reporter):
         if self._done is None or self._live is None:
             return table
         every = self._done.cells
-        at = next((number for number, cell in enumerate(every) if cell.state in ("building", "testing")), 0)
+        at = next((number for number, cell in enumerate(every) if cell.state in BUSY), 0)
         room = max(3, self._live.console.height - SPARED_ROWS)
         first = max(0, min(at - room // 2, len(every) - room))
         for number, cell in enumerate(every[first : first + room], start=first + 1):
-            spent = time.monotonic() - self._since if cell.state in ("building", "testing") else cell.seconds
+            now = time.monotonic()
+            spent = now - self._since.get(cell.id, now) if cell.state in BUSY else cell.seconds
             state = Text(cell.state, style=STYLES.get(cell.state, "dim"))
             row = (Text(cell.id), state, Text(cell.version), Text(cell.options), Text(_time(spent) if spent else ""))
             table.add_row(Text(f"{number}/{len(every)}"), *row)

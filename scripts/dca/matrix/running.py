@@ -46,12 +46,14 @@ class Settings:
         file: of the matrix.
         out: folder of the wheels, absolute.
         level: of the smoke tests; None for none.
+        only: ids of the cells whose wheels are built; all when empty.
         changed: called with the report whenever the state of a cell changes.
     """
 
     file: Path
     out: Path
     level: Level | None = None
+    only: tuple[str, ...] = ()
     changed: Callable[[Outcome], None] = field(default=lambda _: None)
 
 
@@ -150,8 +152,10 @@ def impossible(member: Foretold) -> CellResult:
     return CellResult(id=member.cell.id, options=member.cell.text, state="impossible", trouble=trouble)
 
 
-def trouble_of(error: DcaError) -> Trouble:
+def trouble_of(error: DcaError | OSError) -> Trouble:
     """An error with the known failures that explain it."""
+    if isinstance(error, OSError):
+        error = from_os_error(error)
     known = tuple(
         Explained(id=one.id, title=one.title, cause=one.cause, remedy=one.remedy) for one in logs.explain_error(error)
     )
@@ -162,7 +166,7 @@ def trouble_of(error: DcaError) -> Trouble:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """The report as it grows.
 
     Attributes:
@@ -198,31 +202,47 @@ def run(expansion: Expansion, settings: Settings, cache: store.Store, reporter: 
     """
     cache.open()
     report = report_file(settings, cache)
-    progress = _Progress(outcome(expansion, settings.file), report, settings.changed)
+    progress = Progress(outcome(expansion, settings.file), report, settings.changed)
     progress.update()
     for wheel in expansion.wheels:
         if wheel.here:
-            _one(wheel, settings, Run(cache, reporter, report.with_name(LOG)), progress)
+            build(wheel, settings, Run(cache, reporter, report.with_name(LOG)), progress)
     progress.update()
     return progress.outcome
 
 
 def report_file(settings: Settings, cache: store.Store) -> Path:
-    """Where the report of a run is kept: each file of a matrix and each output folder has its own."""
+    """Where the report of a run is kept: each file of a matrix, output folder and choice of cells has its own."""
     key = documents.digest([str(settings.file.resolve()), str(settings.out)])[:16]
-    return cache.folder("run", f"matrix-{key}") / REPORT
+    folder = cache.folder("run", f"matrix-{key}")
+    if settings.only:
+        # Several may run at a time, on machines that share the cache.
+        folder /= f"cells-{documents.digest(sorted(settings.only))[:16]}"
+    return folder / REPORT
 
 
-def _one(wheel: Wheel, settings: Settings, run: Run, progress: _Progress) -> None:
+def is_done(wheel: Wheel, settings: Settings, cache: store.Store) -> bool:
+    """Whether a wheel is there from an earlier run, and proven for each of its cells if that is requested."""
+    planned = _builder(wheel, settings, cache)
+    made = building.unchanged(building.run_folder(planned.plan, cache, settings.out) / building.RECORD)
+    if made is None:
+        return False
+    level = settings.level
+    return level is None or all(
+        member.planned is not None and _kept(member.planned.plan, made, level, cache) is not None
+        for member in wheel.members
+    )
+
+
+def build(wheel: Wheel, settings: Settings, run: Run, progress: Progress) -> None:
     """Build a wheel, and prove it for each of its cells."""
     first, started = wheel.members[0].cell.id, time.monotonic()
     progress.cell(first, state="building")
     try:
-        made = building.make(_builder(wheel, settings, run), run.cache, settings.out, run.reporter)
+        made = building.make(_builder(wheel, settings, run.cache), run.cache, settings.out, run.reporter)
     except (DcaError, OSError) as error:
-        trouble = trouble_of(error if isinstance(error, DcaError) else from_os_error(error))
         for member in wheel.members:
-            progress.cell(member.cell.id, state="failed", trouble=trouble)
+            progress.cell(member.cell.id, state="failed", trouble=trouble_of(error))
         progress.cell(first, seconds=round(time.monotonic() - started, 2))
         return
     progress.update(wheels=(*progress.outcome.wheels, _result(wheel, made)))
@@ -237,11 +257,11 @@ def _one(wheel: Wheel, settings: Settings, run: Run, progress: _Progress) -> Non
         started = time.monotonic()
 
 
-def _builder(wheel: Wheel, settings: Settings, run: Run) -> Planned:
+def _builder(wheel: Wheel, settings: Settings, cache: store.Store) -> Planned:
     """The plan to build a wheel with: of the cells that can be built here one whose wheel is there, else the first."""
     able = [member.planned for member in wheel.members if member.planned is not None and member.refusal is None]
     for planned in able:
-        record = building.run_folder(planned.plan, run.cache, settings.out) / building.RECORD
+        record = building.run_folder(planned.plan, cache, settings.out) / building.RECORD
         if building.unchanged(record) is not None:
             return planned
     return able[0]
@@ -275,7 +295,7 @@ def _proof(member: Foretold, made: Made, end: State, level: Level, run: Run) -> 
     except (DcaError, OSError) as error:
         return {
             "state": "failed",
-            "trouble": trouble_of(error if isinstance(error, DcaError) else from_os_error(error)),
+            "trouble": trouble_of(error),
         }
     proven = Proven(
         level=report.level,
@@ -301,11 +321,7 @@ def _proof(member: Foretold, made: Made, end: State, level: Level, run: Run) -> 
 
 def _smoke(plan: Plan, made: Made, level: Level, run: Run) -> tuple[Smoke, bool]:
     """The smoke test of a wheel with the Python of a plan, and whether it was run anew."""
-    # Which cases there are, and what they do, is the tool's.
-    key = documents.digest([made.sha256, level, plan.python_path, plan.python, building.tool()])[:16]
-    file = run.log.parent / f"smoke-{key}.json"
-    kept = documents.read_if_whole(Smoke, file)
-    if kept and (kept.sha256, kept.level, kept.partial, kept.passed) == (made.sha256, level, False, True):
+    if kept := _kept(plan, made, level, run.cache):
         return kept, False
     python = None
     if level != "static" and plan.python:
@@ -314,8 +330,21 @@ def _smoke(plan: Plan, made: Made, level: Level, run: Run) -> tuple[Smoke, bool]
     words = (made.wheel, *(["--python", str(python)] if python else []))
     request = SmokeRequest(wheel=Path(made.wheel), level=level, python=python, quick=True, words=(*words, "--quick"))
     report = smoke(request, recipes.load_all(), run.cache, run.reporter)
-    documents.write(report, file)
+    documents.write(report, _kept_file(plan, made, level, run.cache))
     return report, True
+
+
+def _kept(plan: Plan, made: Made, level: Level, cache: store.Store) -> Smoke | None:
+    """The smoke test of an earlier run, if it passed."""
+    kept = documents.read_if_whole(Smoke, _kept_file(plan, made, level, cache))
+    whole = kept and (kept.sha256, kept.level, kept.partial, kept.passed) == (made.sha256, level, False, True)
+    return kept if whole else None
+
+
+def _kept_file(plan: Plan, made: Made, level: Level, cache: store.Store) -> Path:
+    # Which cases there are, and what they do, is the tool's.
+    key = documents.digest([made.sha256, level, plan.python_path, plan.python, building.tool()])[:16]
+    return cache.folder("run", "matrix-smoke") / f"{key}.json"
 
 
 # --- publishing --------------------------------------------------------------------------------------------------
@@ -341,7 +370,6 @@ def publish_all(done: Outcome, place: Place, cache: store.Store, reporter: Repor
     try:
         published = publish.publish(files, place, cache, reporter, Additions(variants=variants))
     except (DcaError, OSError) as error:
-        trouble = trouble_of(error if isinstance(error, DcaError) else from_os_error(error))
-        return done.model_copy(update={"unpublished": trouble})
+        return done.model_copy(update={"unpublished": trouble_of(error)})
     added = tuple(record.file for record in published.added)
     return done.model_copy(update={"index": published.index, "added": added})

@@ -9,7 +9,9 @@ from dca.foundation.documents import Document, Value
 from dca.foundation.errors import ExitCode, of_code
 from dca.smoke import Level
 
-State = Literal["planned", "building", "testing", "built", "unchanged", "shared", "failed", "elsewhere", "impossible"]
+State = Literal[
+    "planned", "queued", "building", "testing", "built", "unchanged", "shared", "failed", "elsewhere", "impossible"
+]
 """`built`, `unchanged` (an earlier run built it) and `shared` (the wheel of the cell above) are good ends. `elsewhere`
 has a plan, but needs what cannot be downloaded here; `impossible` has none."""
 GOOD: tuple[State, ...] = ("built", "unchanged", "shared")
@@ -96,6 +98,8 @@ class CellResult(Value):
         lock: the packages to install with the wheel.
         trouble: why it failed, or is not built here.
         proven: its smoke test, if one was requested.
+        job: its job's id, if an engine ran it.
+        node: where that job ran.
         seconds: how long this run worked on it.
     """
 
@@ -108,6 +112,8 @@ class CellResult(Value):
     lock: str = ""
     trouble: Trouble | None = None
     proven: Proven | None = None
+    job: str = ""
+    node: str = ""
     seconds: float = 0.0
 
 

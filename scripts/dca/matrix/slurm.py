@@ -1,0 +1,290 @@
+"""Slurm as the engine of a matrix: submitit writes, submits and reads its jobs; squeue says how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dca.catalogue import machine
+from dca.foundation import documents, runner
+from dca.foundation.errors import DcaError
+from dca.foundation.runner import Supervision
+from dca.matrix.engine import Seen, work
+from dca.matrix.values import Job
+
+if TYPE_CHECKING:
+    from submitit import SlurmJob
+
+PROGRAMS = ("sbatch", "squeue", "scancel", "srun")
+QUEUE_SECONDS = 60.0
+RESULT_SECONDS = 5.0
+"""How long after a job's end its result may take to be seen here, since folders are shared."""
+RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED", "RESIZING"}
+QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+USUAL = {"", "None", "Priority", "Resources", "BeginTime", "Dependency"}
+"""Reasons to wait that pass by themselves."""
+HOPELESS = {
+    "CANCELLED": ("somebody cancelled it.", "run the same command again to submit it again."),
+    "OUT_OF_MEMORY": (
+        "it took more memory than it asked for.",
+        "give it more with `--slurm mem=…`; `dca matrix --format json` shows what each job asks for.",
+    ),
+}
+"""States in which another try would end the same way, or is not wanted: why, and what to do."""
+OWN = {
+    "array",
+    "error",
+    "job-name",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "parsable",
+    "wait",
+    "wrap",
+}
+"""Options of sbatch on which the driver depends."""
+
+
+def options(words: Sequence[str]) -> dict[str, str | bool]:
+    """The options of sbatch in values of `--slurm`, by name.
+
+    Args:
+        words: KEY=VALUE, or KEY for an option without a value.
+
+    Raises:
+        DcaError: DCA-201 for one of another form, or which the driver sets.
+    """
+    found: dict[str, str | bool] = {}
+    for word in words:
+        key, mark, value = word.partition("=")
+        wrong = ""
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or not word.isprintable() or (mark and not value):
+            wrong = "it is not KEY=VALUE, with a long option of sbatch without its dashes."
+        elif key in OWN:
+            wrong = "dca sets this option itself."
+        elif key in found:
+            wrong = f"{key} is there twice."
+        if wrong:
+            raise DcaError("DCA-201", f"--slurm {word}: {wrong}", remedy="write for example `--slurm partition=gpu`.")
+        found[key] = value if mark else True
+    return found
+
+
+class Slurm:
+    """The cluster that the programs of Slurm on this machine know.
+
+    Args:
+        folder: for the jobs' files, shared by all nodes; its path tells matrices apart.
+        given: further options of sbatch, which take precedence.
+        words: that the command of every job ends with.
+
+    Raises:
+        DcaError: DCA-103 for a program of Slurm or a library that is not there.
+    """
+
+    name = "Slurm"
+
+    def __init__(self, folder: Path, given: Mapping[str, str | bool], words: Sequence[str] = ()) -> None:
+        if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+            raise DcaError(
+                "DCA-103",
+                f"--executor slurm needs Slurm's programs; PATH has no {missing[0]}.",
+                remedy="run it where you submit jobs, such as a login node; `--format slurm` only writes a script.",
+            )
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            raise DcaError(
+                "DCA-103",
+                "submitit is not installed, which --executor slurm requires.",
+                remedy=machine.install_command("submitit"),
+            ) from None
+        self.folder, self.given, self.words = folder, dict(given), tuple(words)
+        self.prefix = f"dca-{documents.digest(str(folder))[:12]}-"
+        self._gone: dict[str, float] = {}
+        self._nodes: dict[str, str] = {}
+        self._cells: dict[str, str] = {}
+
+    def left(self) -> dict[str, str]:
+        """Jobs of an earlier driver whose result nobody has taken: the newest job's id by the id of its cell."""
+        found: dict[str, str] = {}
+        for path in self.folder.glob("*/*_submitted.pkl"):
+            identity = path.name.partition("_")[0]
+            if identity.isdigit() and int(identity) > int(found.get(path.parent.name, "0")):
+                found[path.parent.name] = identity
+        for identity, (_, _, name, _) in self._queue().items():
+            if name.startswith(self.prefix) and found.get(name.removeprefix(self.prefix)) != identity:
+                # Its driver died before it had written what the job waits for; or there is a newer one.
+                _ask(["scancel", identity])
+        self._cells |= {identity: cell for cell, identity in found.items()}
+        return found
+
+    def submit(self, job: Job) -> str:
+        """Submit a job; its id.
+
+        Raises:
+            DcaError: DCA-171 when Slurm rejects it.
+        """
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        folder = self.folder / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        executor = submitit.SlurmExecutor(folder)
+        executor.update_parameters(**self.parameters(job))
+        argv = (sys.executable, "-m", *job.command, *self.words)
+        try:
+            # What sbatch says is in the error.
+            with contextlib.redirect_stderr(io.StringIO()):
+                identity = str(executor.submit(work, argv, self._log(job.id)).job_id)
+        except (FailedJobError, FailedSubmissionError) as error:
+            self._clear(job.id)
+            said = [line.partition("error: ")[2] for line in str(error).splitlines() if "error: " in line]
+            raise DcaError(
+                "DCA-171",
+                "Slurm rejected the job.",
+                why="; ".join(dict.fromkeys(said)) or str(error),
+                remedy="`sinfo` shows the partitions and `--slurm KEY=VALUE` sets any option of sbatch; "
+                "--cores limits a job's cores.",
+            ) from None
+        self._cells[identity] = job.id
+        return identity
+
+    def parameters(self, job: Job) -> dict[str, Any]:
+        """What submitit is told of a job, by the names of its parameters."""
+        given = {key.replace("-", "_"): value for key, value in self.given.items()}
+        memory = {} if given.keys() & {"mem_per_cpu", "mem_per_gpu"} else {"mem": f"{job.gib}G"}
+        return {
+            "job_name": f"{self.prefix}{job.id}",
+            "cpus_per_task": job.cores,
+            **memory,
+            # The partition's own limit, if none is given.
+            "time": None,
+            # Clusters that check such keys do not know submitit's.
+            "wckey": None,
+            "stderr_to_stdout": True,
+            # Signals then go to dca as well.
+            "use_srun": False,
+            "additional_parameters": given,
+        }
+
+    def look(self, identities: Sequence[str]) -> dict[str, Seen]:
+        """How far jobs are; those of which nothing is known now are left out.
+
+        Raises:
+            DcaError: DCA-171 when Slurm does not answer and no result is there.
+        """
+        seen, silent = {}, None
+        queue: dict[str, tuple[str, str, str, str]] | None = None
+        try:
+            queue = self._queue("--states=all")
+        except DcaError as error:
+            silent = error
+        for identity in identities:
+            if queue is not None and identity in queue:
+                self._nodes[identity] = queue[identity][1] or self._nodes.get(identity, "")
+            job = self._job(identity)
+            with contextlib.suppress(OSError):
+                # A folder of a network file system is read anew after a change of its mode.
+                job.paths.folder.chmod(job.paths.folder.stat().st_mode)
+            if job.paths.result_pickle.exists():
+                seen[identity] = self._result(job)
+            elif queue is not None:
+                state, node, _, reason = queue.get(identity, ("", "", "", ""))
+                one = self._without_result(identity, state, node, reason)
+                if one is not None:
+                    seen[identity] = one
+        if silent and not seen:
+            raise silent
+        return seen
+
+    def _without_result(self, identity: str, state: str, node: str, reason: str) -> Seen | None:
+        if state in QUEUED | RUNNING:
+            # Also after its node failed, when Slurm queues it again.
+            self._gone.pop(identity, None)
+            if state in RUNNING:
+                return Seen("running", node=node)
+            return Seen("queued", why="" if reason in USUAL else reason)
+        # It has ended, and Slurm forgets such jobs after some minutes.
+        since = self._gone.setdefault(identity, time.monotonic())
+        if time.monotonic() - since < RESULT_SECONDS:
+            return None
+        why, remedy = HOPELESS.get(state, ("", ""))
+        said = f"Slurm says {state}: {why or reason}".rstrip(": ") if state else "Slurm has forgotten it"
+        log = self._log(self._cells[identity])
+        return Seen(
+            "ended",
+            node=self._nodes.get(identity, ""),
+            why=f"{said.rstrip('.')}. Its log is {log}.",
+            hopeless=bool(why),
+            remedy=remedy,
+        )
+
+    def _result(self, job: SlurmJob[str]) -> Seen:
+        """The report that a job left, or why it has none."""
+        node = self._nodes.get(job.job_id, "")
+        error = job.exception()
+        if error is None:
+            return Seen("ended", node=node, report=job.result())
+        said = [line for line in str(error).splitlines() if re.match(r"\w[\w.]*(Error|Exception|Interrupted)\b", line)]
+        return Seen("ended", node=node, why=f"{' '.join(said[-1:])} Its log is {self._log(self._cells[job.job_id])}.")
+
+    def forget(self, identity: str) -> None:
+        """Remove the files of a job, and of those before it of the same cell, but for their log."""
+        self._clear(self._cells[identity])
+
+    def _clear(self, cell: str) -> None:
+        for path in (self.folder / cell).iterdir():
+            if path != self._log(cell):
+                path.unlink()
+
+    def how_to_end(self) -> str:
+        """The command that ends all jobs of this matrix."""
+        names = ",".join(f"{self.prefix}{cell}" for cell in sorted(set(self._cells.values())))
+        return shlex.join(["scancel", "--user", str(os.getuid()), f"--name={names}"])
+
+    def _job(self, identity: str) -> SlurmJob[str]:
+        import submitit
+
+        return submitit.SlurmJob(self.folder / self._cells[identity], identity)
+
+    def _log(self, cell: str) -> Path:
+        return self.folder / cell / "dca.log"
+
+    def _queue(self, *words: str) -> dict[str, tuple[str, str, str, str]]:
+        """State, node, name and reason of the user's jobs, by id.
+
+        Args:
+            words: further options of squeue.
+
+        Raises:
+            DcaError: DCA-171 when Slurm does not answer.
+        """
+        form = "--format=%i|%T|%N|%j|%r"
+        done = _ask(["squeue", f"--user={os.getuid()}", "--noheader", form, *words])
+        if not done.ok:
+            raise DcaError(
+                "DCA-171",
+                "Slurm does not answer.",
+                why=" ".join(done.tail[-2:]),
+                remedy="try `squeue`; when it answers, run the same command again: jobs that were submitted go on.",
+            )
+        lines = [line.split("|", 4) for line in done.tail]
+        return {line[0]: (line[1], line[2], line[3], line[4]) for line in lines if len(line) == len(form.split("|"))}
+
+
+def _ask(argv: Sequence[str]) -> runner.Completed:
+    """Run a program of Slurm, which may take minutes to answer."""
+    watch = Supervision(keep_lines=1_000_000, guarded=False)
+    return runner.run(argv, env=dict(os.environ), timeout=QUEUE_SECONDS, supervision=watch)
