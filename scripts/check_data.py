@@ -19,7 +19,7 @@ from dca.config import classes, models, readers
 from dca.emulation import known
 from dca.engines import values as cpu_engines
 from dca.foundation.errors import DcaError
-from dca.serve import engines, gpus, versions
+from dca.serve import engines, gpus, registries, versions
 from dca.serve.check.ruler import known as ruler
 
 LOADERS: tuple[Callable[[], object], ...] = (
@@ -40,6 +40,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     engines.load_all,
     gpus.load,
     versions.load,
+    registries.load,
     ruler.load,
 )
 

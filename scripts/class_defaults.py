@@ -5,7 +5,7 @@ Run it in an environment with transformers (`dca config readers --install transf
     PYTHONPATH=READER ENVIRONMENT/bin/python scripts/class_defaults.py > build/classes/classes.toml
 
 Only values that a class takes whatever the others are belong in it: whether one changes with another is tried out by
-doubling that other one. The lists at the beginning of the file are written by hand, and copied from it.
+doubling that other one. The lists and tables before it are written by hand, and copied from it.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def main() -> None:
     table = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     causal = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     names = sorted(name for name in table.keys() if name in causal or name.endswith(("_text", "_text_model")))  # noqa: SIM118
-    text = FILE.read_text("utf-8")
-    sys.stdout.write(text.partition("\n[")[0].strip() + f"\n\n[defaults]\n# transformers {transformers.__version__}\n")
+    before = FILE.read_text("utf-8").partition("\n[defaults]")[0].strip()
+    sys.stdout.write(f"{before}\n\n[defaults]\n# transformers {transformers.__version__}\n")
     for name in names:
         found = defaults(table[name])
         if found.get("hidden_size") and (name in causal or "rope_theta" in found):

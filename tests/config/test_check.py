@@ -257,3 +257,34 @@ def test_every_rule_has_a_code_of_its_own_that_is_documented() -> None:
     assert [code[0] for code in codes if code and f"| {code[0]} |" not in page] == []
     # Each is found above by at least one case.
     assert {code for code, _, _ in ERRORS} | {"DCA-135", "DCA-137"} == {code[0] for code in codes if code}
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling", "severity"),
+    [
+        ("phi3", YARN, "error"),
+        ("phi3", {"type": "linear", "factor": 2.0}, "error"),
+        # Files of the first days call it so, and the class reads them.
+        ("phi3", {**LONGROPE, "type": "yarn"}, ""),
+        ("phi3", {**LONGROPE, "type": "su"}, ""),
+        ("phi3", LONGROPE, ""),
+        ("phimoe", LONGROPE, "error"),
+        ("phimoe", {**LONGROPE, "short_mscale": 1.24, "long_mscale": 1.24}, ""),
+        ("internlm2", YARN, "error"),
+        ("internlm2", {"type": "dynamic", "factor": 2.5}, ""),
+        ("olmo2", YARN, "warning"),
+        ("nemotron", YARN, "warning"),
+        ("llama", YARN, ""),
+    ],
+)
+def test_a_scaling_that_the_models_class_does_not_load_is_found(
+    kind: str, scaling: dict[str, Any], severity: str
+) -> None:
+    given = {**config(), "model_type": kind, "rope_scaling": scaling}
+    nested = {"model_type": "vl", "text_config": given}
+    for value in (given, nested):
+        found = [one for one in check(value) if one.code == "DCA-120"]
+        assert [one.severity for one in found] == [severity] * bool(severity)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dca.config import edit, models, readers, text
+from dca.config import classes, edit, models, readers, text
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
+from dca.config.readers import Length
 from dca.config.text import Json
 from dca.foundation.errors import DcaError
 from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table
@@ -248,6 +249,33 @@ def test_a_file_of_another_kind_is_not_edited(edited: Any) -> None:
         edited(source({"down_block_types": [], "rope_theta": 1e4}), YARN if edited is edit.set_yarn else CHUNKS)
     assert code(refused) == "DCA-208"
     assert "does not know the layout" in refused.value.what
+
+
+@pytest.mark.parametrize(("length", "tokens"), [("extended", 131072), ("original", 32768)])
+def test_every_length_that_engines_read_is_written(length: Length, tokens: int) -> None:
+    given = source(config(model_max_length=32768, seq_length=32768))
+    edited = edit.set_yarn(given, YARN, Form(length=length)).plain()
+    keys = ("max_position_embeddings", "model_max_length", "seq_length")
+    assert [edited[key] for key in keys] == [tokens] * 3
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    "kind", sorted(kind for one in classes.load().scalings if not one.readers for kind in one.types)
+)
+def test_yarn_is_not_written_for_a_class_that_loads_no_yarn(kind: str, replace: bool) -> None:
+    own = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    for given in ({"model_type": kind}, {"model_type": kind, "rope_scaling": own}):
+        with pytest.raises(DcaError) as refused:
+            edit.set_yarn(source(config(**given)), YARN, replace=replace)
+        assert code(refused) == "DCA-208"
+        assert kind in refused.value.what
+        assert "--replace" not in refused.value.remedy
+
+
+def test_yarn_is_written_for_a_class_that_newer_readers_load() -> None:
+    (*_, kind) = next(one.types for one in classes.load().scalings if one.readers == "transformers 4")
+    assert edit.set_yarn(source(config(model_type=kind)), YARN).plain()["rope_scaling"]["rope_type"] == "yarn"
 
 
 def test_dual_chunk_attention_keeps_what_is_not_scaling() -> None:

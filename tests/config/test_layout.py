@@ -179,3 +179,25 @@ def test_the_quantization_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}', encoding="utf-8")
     assert api.layout_of(tmp_path).quantization == {"quantization": {"quant_algo": "NVFP4"}}
     assert api.layout_of(tmp_path / "config.json").text["hidden_size"] == 512
+
+
+@pytest.mark.parametrize(
+    ("stated", "key", "tokens"),
+    [
+        # As vLLM derives it: the smallest, but for the one that wins over all.
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, "model_max_length", 131072),
+        ({"max_position_embeddings": 8192, "model_max_length": 4096}, "model_max_length", 4096),
+        ({"max_position_embeddings": 8192, "model_max_length": None}, "max_position_embeddings", 8192),
+        ({"max_position_embeddings": 8192, "model_max_length": 0}, "max_position_embeddings", 8192),
+        ({"max_position_embeddings": 32768, "seq_length": 8192}, "seq_length", 8192),
+        ({"max_position_embeddings": 2048, "max_sequence_length": 4096}, "max_position_embeddings", 2048),
+        ({"max_position_embeddings": 2048, "n_ctx": 1024}, "max_position_embeddings", 2048),
+        ({"n_ctx": 1024}, "n_ctx", 1024),
+    ],
+)
+def test_the_length_is_the_one_that_engines_take(stated: dict[str, Any], key: str, tokens: int) -> None:
+    for found, path in (
+        (layout.read({**SIZES, **stated}), ()),
+        (layout.read({"text_config": {**SIZES, **stated}}), ("text_config",)),
+    ):
+        assert (found.length, found.context, found.where("max_position_embeddings")) == (tokens, tokens, (*path, key))

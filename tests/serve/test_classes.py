@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from dca.serve.gpu_memory import Layout
 from dca.serve.gpus import GIB
 from dca.serve.shape import read, shape_of
 from tests.support import ROOT
+from tests.support.serving import codes, planned
 
 TYPED = json.loads((ROOT / "tests/cases/memory/typed.json").read_text("utf-8"))
 
@@ -192,3 +194,46 @@ def test_what_a_file_states_wins_over_its_class() -> None:
     assert (shape.parts[0].kind, shape.head_dim, shape.layers) == ("full", 64, 32)
     assert shape_of({**config, "max_position_embeddings": 8192, "sliding_window": 512}, "m").parts[0].kind == "window"
     assert layout.read({"model_type": "mistral"}).count("hidden_size") is None
+
+
+COMMAND = {
+    "architectures": ["CohereForCausalLM"],
+    "model_type": "cohere",
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "num_hidden_layers": 40,
+    "vocab_size": 256000,
+    "max_position_embeddings": 8192,
+    "model_max_length": 131072,
+    "torch_dtype": "float16",
+}
+
+
+def folder(place: Path, config: dict[str, Any]) -> str:
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(place)
+
+
+@pytest.mark.parametrize("version", ["0.10.2", "0.33.0"])
+def test_a_model_is_as_long_as_the_length_that_wins_and_its_table_says(version: str, tmp_path: Path) -> None:
+    shown = planned(folder(tmp_path, COMMAND), "8xH200", length=131_072, version=version)
+    assert (shown.planned.fits, codes(shown)) == (True, [])
+    assert planned(folder(tmp_path, COMMAND), "8xH200", version=version).planned.settings.length == 131_072
+
+
+def test_the_tables_of_other_classes_end_at_max_position_embeddings(tmp_path: Path) -> None:
+    other = {**COMMAND, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    shape = read(folder(tmp_path, other))[0]
+    assert (shape.rows, shape.length) == (8192, 131_072)
+    (error,) = planned(str(tmp_path), "8xH200", length=131_072, version="0.33.0").errors
+    assert (error.code, "has 8,192 rows" in error.what) == ("DCA-127", True)
+
+
+def test_a_smaller_length_beside_the_tables_is_named(tmp_path: Path) -> None:
+    own = {**COMMAND, "max_position_embeddings": 32_768, "model_max_length": None, "seq_length": 8192}
+    (error,) = planned(folder(tmp_path, own), "8xH200", length=16_384, version="0.33.0").errors
+    assert error.code == "DCA-127"
+    assert "8,192 tokens, the model's seq_length" in error.what
+    assert "write 16384 as seq_length" in error.remedy

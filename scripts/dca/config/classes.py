@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +34,35 @@ class Defaults(Value):
     rope_theta: Annotated[float, Field(gt=0)] | None = None
 
 
+class Scalings(Value):
+    """The types of scaling that the configuration class of some types loads, besides none at all."""
+
+    types: Annotated[tuple[Type, ...], Field(min_length=1)]
+    takes: tuple[str, ...] = ()
+    """Types of scaling; empty for every one."""
+    needs: tuple[str, ...] = ()
+    """Keys without which the class loads no scaling."""
+    readers: str = ""
+    """The readers that have this class, in words; empty for all of them."""
+
+    @property
+    def words(self) -> str:
+        """What the class loads, in words."""
+        # The first is what the class calls the others.
+        names = " or ".join(f"`{name}`" for name in (self.takes[:1] if self.needs else self.takes))
+        keys = " and ".join(f"`{key}`" for key in self.needs)
+        if not keys:
+            return f"{names} only"
+        return f"{names} only, with {keys}" if names else f"a scaling only with {keys}"
+
+    def refuses(self, scaling: Mapping[str, Any]) -> bool:
+        """Whether the class does not load a scaling, which has a type."""
+        name = scaling.get("rope_type", scaling.get("type"))
+        if name in (None, "default"):
+            return False
+        return bool(self.takes and name not in self.takes) or any(scaling.get(key) is None for key in self.needs)
+
+
 class Known(Value):
     """build/classes/classes.toml."""
 
@@ -51,6 +81,9 @@ class Known(Value):
     """Types with a part for images that their file does not describe."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
+    long_tables: tuple[Type, ...]
+    """Types whose rotary table has as many rows as model_max_length says, where the file states it."""
+    scalings: tuple[Scalings, ...]
     defaults: dict[Type, Defaults]
 
 
@@ -68,3 +101,14 @@ def defaults(text_type: str) -> dict[str, Any]:
     """What the class of a language model takes for what its config does not state; empty for an unknown type."""
     found = load().defaults.get(text_type)
     return found.model_dump(exclude_none=True) if found else {}
+
+
+def refusing(text_type: str, scaling: Mapping[str, Any]) -> Scalings | None:
+    """What the class of a language model loads, when it does not load a scaling; None when it does, or is not known.
+
+    Args:
+        text_type: its `model_type`.
+        scaling: the object of the scaling, as it stands in a config.json.
+    """
+    of_type = (one for one in load().scalings if text_type in one.types)
+    return next((one for one in of_type if one.refuses(scaling)), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config import guards, layout, models
+from dca.config import classes, guards, layout, models
 from dca.config.edit import table_faults
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.layout import count as count
@@ -177,7 +177,7 @@ def known(subject: Subject) -> Iterator[Finding]:
 
 
 def types(subject: Subject) -> Iterator[Finding]:
-    """DCA-120: a scaling without a type, with two types, or with a type that is not text."""
+    """DCA-120: a scaling without a type, with two types, or with a type that is not text, or not for this class."""
     for key in (SCALING, PARAMETERS):
         if subject.text.get(key) is not None and not isinstance(subject.text[key], dict):
             yield subject.error(
@@ -207,6 +207,30 @@ def types(subject: Subject) -> Iterator[Finding]:
                 'write the name of a type, such as "yarn".',
                 *path,
             )
+        else:
+            yield from _refused(subject, path, scaling)
+
+
+def _refused(subject: Subject, path: tuple[str, ...], scaling: dict[str, Any]) -> Iterator[Finding]:
+    """A scaling that the model's configuration class does not load."""
+    one = classes.refusing(subject.layout.text_type, scaling)
+    if one is None:
+        return
+    what = (
+        f"the configuration class of the type `{subject.layout.text_type}` loads {one.words}, not "
+        f"{short(kind(scaling))} as it stands here: "
+    )
+    if one.readers:
+        yield subject.warning(
+            "DCA-120", f"{what}{one.readers} fails on it.", "nothing to do if you serve with a newer reader.", *path
+        )
+    else:
+        yield subject.error(
+            "DCA-120",
+            f"{what}no reader loads the file.",
+            "take back the last change with `dca config undo DIR`, or restore this object from the model's own file.",
+            *path,
+        )
 
 
 def keys(subject: Subject) -> Iterator[Finding]:
@@ -324,6 +348,7 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         if factor is None or original is None or length is None or subject.dca:
             continue
         product = int(original * factor) if factor < 1 << 40 else 0
+        where = subject.layout.where(LENGTH)
         if factor < 1:
             yield subject.error(
                 "DCA-123", f"factor is {factor:g}; it must be at least 1.", "write 1 or more.", *path, "factor"
@@ -331,10 +356,10 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         elif length not in (original, product):
             yield subject.warning(
                 "DCA-123",
-                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.29 serves the "
-                f"product, vLLM from 0.30 on and other readers the value of {LENGTH}.",
+                f"{where[-1]} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.29 serves the "
+                f"product, vLLM from 0.30 on and other readers the value of {where[-1]}.",
                 f"nothing to do if the model's own file has these numbers; else write {product}.",
-                *subject.at(LENGTH),
+                *where,
             )
         # Older versions know only the types of build/models; they read other models with code of the models' own.
         if subject.family:

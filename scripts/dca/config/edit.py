@@ -131,6 +131,7 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
             why="their positions are learned, biases of attention, or left to recurrent layers.",
             remedy="keep the file as it is.",
         )
+    _check_class(source, found)
     for name in (SCALING, PARAMETERS):
         _check_scaling(source, found, name)
     if COMPRESSED in found.text:
@@ -153,8 +154,28 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
         source = text.put(source, (*found.path, ORIGINAL), setting.original) if count != setting.original else source
     if form.length != "either":
         tokens = setting.original if form.length == "original" else setting.length
-        source = text.put(source, found.where(LENGTH), tokens)
+        for where in found.lengths:
+            # Engines take the smallest of them, or one of their own choice.
+            source = text.put(source, where, tokens)
     return source
+
+
+def _check_class(source: Json, found: Layout) -> None:
+    """Reject a model whose configuration class does not load what would be written, whichever reader loads the file.
+
+    Raises:
+        DcaError: DCA-208.
+    """
+    refusing = classes.refusing(found.text_type, {"rope_type": "yarn"})
+    if refusing is None or refusing.readers:
+        # Some readers load it; the rules name the others.
+        return
+    raise DcaError(
+        "DCA-208",
+        f"{source.name}: no reader loads a model of the type `{found.text_type}` with YaRN.",
+        why=f"its configuration class loads {refusing.words}.",
+        remedy="keep the file as it is; for longer texts serve a model with a longer context.",
+    )
 
 
 def _read(source: Json) -> Layout:
@@ -391,7 +412,8 @@ def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -
     if isinstance(config.get(PARAMETERS), dict) and THETA not in config:
         source = text.put(source, (THETA,), _base(source, found))
     if setting.length:
-        source = text.put(source, (LENGTH,), setting.length)
+        for where in found.lengths:
+            source = text.put(source, where, setting.length)
     # The table is written last: each edit parses the text again, and the table is long.
     if old is None:
         return text.put(source, (DCA,), values)

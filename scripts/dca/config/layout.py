@@ -66,6 +66,10 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "n_ctx",
     ),
 }
+# The number that engines take for the length, whatever the others are.
+OWN_LENGTH = "model_max_length"
+# Of the names of a length, the one that engines do not read.
+UNREAD_LENGTH = "n_ctx"
 # Bases of the layers with a sliding window, of models that keep them apart from rope_theta.
 OF_WINDOWS = ("rope_local_base_freq", "swa_rope_theta", "local_rope_theta")
 # Lists with one entry for each layer, of models that do not state their number.
@@ -262,9 +266,19 @@ class Layout:
         return self.count(LENGTH)
 
     @property
+    def lengths(self) -> tuple[tuple[str, ...], ...]:
+        """The keys of every number that engines read as a length; that of max_position_embeddings without any."""
+        found = tuple((*self.path, name) for name in _lengths(self.text))
+        return found or (self.where(LENGTH),)
+
+    @property
     def context(self) -> int | None:
         """The length that vLLM up to 0.29 serves by default, in tokens: factor x original with YaRN."""
-        rotary, length = self.rotary[0], self.length
+        return self.scaled(self.length)
+
+    def scaled(self, length: int | None) -> int | None:
+        """What the scaling makes of a length in tokens; factor x original with YaRN, whatever the length."""
+        rotary = self.rotary[0]
         factor = rotary.factor
         if factor is None or not 1 <= factor < 1 << 20:
             return length
@@ -290,7 +304,17 @@ def read(config: dict[str, Any]) -> Layout:
     return Layout(config=config, path=path, text=text, rotary=tuple(_rotary(path, text)))
 
 
+def _lengths(part: dict[str, Any]) -> dict[str, int]:
+    """The lengths that a part states under names that engines read, in their order."""
+    stated = {name: count(part.get(name)) for name in (LENGTH, *OTHER_NAMES[LENGTH]) if name != UNREAD_LENGTH}
+    return {name: tokens for name, tokens in stated.items() if tokens is not None}
+
+
 def _named(part: dict[str, Any], name: str) -> tuple[str, Any]:
+    if name == LENGTH and (lengths := _lengths(part)):
+        # vLLM's derive_max_model_len_and_key: the smallest, but for the one that wins over all.
+        key = OWN_LENGTH if OWN_LENGTH in lengths else min(lengths, key=lambda one: lengths[one])
+        return key, lengths[key]
     for one in (name, *OTHER_NAMES.get(name, ())):
         if part.get(one) is not None:
             return one, part[one]

@@ -48,6 +48,11 @@ def classes_file() -> Path:
     return data_root() / "build" / "classes" / "classes.toml"
 
 
+def registries_file() -> Path:
+    """The classes of models that each release of vLLM has."""
+    return data_root() / "build" / "classes" / "registries.toml"
+
+
 def gpus_file() -> Path:
     """The known GPUs, and the memory that a server uses beside what is calculated."""
     return data_root() / "build" / "gpus" / "gpus.toml"

@@ -10,13 +10,14 @@ from pathlib import Path
 from dca import config as configs
 from dca.catalogue.model_needs import Model
 from dca.catalogue.recipes import PLUGINS, Loaded, compiling
+from dca.config import classes as config_classes
 from dca.config import models
 from dca.config.config_rules import Finding, can_share
 from dca.doctor.values import order
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
-from dca.serve import gpu_memory, versions
+from dca.serve import gpu_memory, registries, versions
 from dca.serve.engines import ADDED, DROPPED, V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
@@ -333,7 +334,8 @@ def divides(shape: Shape, tp: int, asked: Asked) -> bool:
 
 
 def abilities(subject: Subject) -> Iterator[Finding]:
-    """DCA-152: a GPU without CUDA, without the dtype, or without kernels for the quantized weights."""
+    """DCA-152: a GPU without CUDA, without the dtype, or without kernels; what vLLM itself refuses."""
+    yield from _published(subject)
     if subject.gpus.without_cuda and not subject.asked.stock:
         yield _error(
             "DCA-152",
@@ -343,10 +345,11 @@ def abilities(subject: Subject) -> Iterator[Finding]:
     for arch in subject.gpus.archs:
         least = OLDEST_DTYPE.get(subject.dtype)
         if least and order(arch) < order(least):
+            other = "use --dtype half; answers that consist of exclamation marks mean that float16 overflows."
+            if _refused_in(subject, "float16"):
+                other = f"use a GPU of compute capability {least} or later; vLLM refuses float16 for this model."
             yield _error(
-                "DCA-152",
-                f"compute capability {arch} does not support {subject.dtype}, the model's dtype.",
-                "use --dtype half; answers that consist of exclamation marks mean that float16 overflows.",
+                "DCA-152", f"compute capability {arch} does not support {subject.dtype}, the model's dtype.", other
             )
         method = subject.shape.quantized.method
         if method in OLDEST and order(arch) < order(OLDEST[method]):
@@ -370,6 +373,55 @@ def abilities(subject: Subject) -> Iterator[Finding]:
             "consist of exclamation marks.",
             "use --dtype bfloat16 if the GPU supports it (compute capability 8.0 or later).",
         )
+
+
+def _published(subject: Subject) -> Iterator[Finding]:
+    """GPUs, dtypes or weights that vLLM itself refuses, or its own wheel has no code for."""
+    known, asked = versions.load(), subject.asked
+    # Other rules say what wheels of the recipes have, and what the plugin calls.
+    oldest = known.oldest(asked.version) if asked.stock else ""
+    for arch in subject.gpus.archs:
+        if oldest and order(arch) < order(oldest):
+            yield _error(
+                "DCA-152",
+                f"vLLM's own wheel of {asked.version} has no code for compute capability {arch}, but from {oldest} on.",
+                "use another GPU, or an older --engine-version.",
+            )
+    if asked.dtype != "auto" and (why := _refused_in(subject, subject.dtype)):
+        yield _error("DCA-152", f"--dtype {asked.dtype}: {why}", "use --dtype bfloat16.")
+    weights = _weights(subject)
+    if weights is None:
+        return
+    if asked.stock and versions.order(asked.version) <= versions.order(weights.absent):
+        yield _error(
+            "DCA-152",
+            f"vLLM {asked.version} does not read {weights.method} weights, which came after {weights.absent}.",
+            f"use --engine-version {weights.since} or later.",
+        )
+    for arch in subject.gpus.archs:
+        if order(arch) < order(weights.oldest):
+            yield _error(
+                "DCA-152",
+                f"{weights.method} weights have no kernels for compute capability {arch}; they require "
+                f"{weights.oldest} or later.",
+                "use another GPU, or weights that are not quantized.",
+            )
+
+
+def _weights(subject: Subject) -> versions.Weights | None:
+    """What reads the model's quantized weights, where not everything does."""
+    method = subject.shape.quantized.method
+    return next((one for one in versions.load().weights if one.method == method), None)
+
+
+def _refused_in(subject: Subject, dtype: str) -> str:
+    """Why vLLM does not start the model in a dtype; empty when it does."""
+    kind, weights = subject.shape.model_type, _weights(subject)
+    if dtype == "float16" and kind in versions.load().no_float16:
+        return f"vLLM refuses float16 for models of the type `{kind}`: they are numerically unstable in it."
+    if weights is not None and dtype not in weights.dtypes:
+        return f"vLLM computes with {weights.method} weights in {' or '.join(weights.dtypes)} only."
+    return ""
 
 
 def kernels(subject: Subject) -> Iterator[Finding]:
@@ -551,12 +603,12 @@ def length(subject: Subject) -> Iterator[Finding]:
     most = min(shape.rows, shape.length)
     if tokens <= most or shape.unlimited:
         return
-    if most == shape.stated:
+    if most == shape.length < shape.rows:
+        unscaled = ", and does not multiply them by YaRN's factor" if most == shape.stated else ""
         yield _error(
             "DCA-127",
-            f"--max-model-len {tokens}: this engine allows {most:,} tokens, the model's max_position_embeddings, and "
-            "does not multiply them by YaRN's factor.",
-            f"use --max-model-len {most}; for more, {_state(min(tokens, shape.rows))}",
+            f"--max-model-len {tokens}: this engine allows {most:,} tokens, the model's {shape.length_key}{unscaled}.",
+            f"use --max-model-len {most}; for more, {_state(shape, min(tokens, shape.rows))}",
         )
         return
     what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
@@ -568,7 +620,9 @@ def length(subject: Subject) -> Iterator[Finding]:
         )
         return
     known = next((model for model in models.load_all() if model.name == shape.known), None)
-    more = "YaRN if the model's publisher recommends it (dca config set-yarn DIR), or a model for longer texts"
+    more = "a model for longer texts"
+    if config_classes.refusing(shape.model_type, {"rope_type": "yarn"}) is None:
+        more = f"YaRN if the model's publisher recommends it (dca config set-yarn DIR), or {more}"
     if known is not None and known.yarn is not None and tokens <= known.yarn.factor * known.yarn.original:
         more = (
             f"YaRN, which is static and so reduces quality on short texts: dca config set-yarn DIR --factor "
@@ -585,14 +639,14 @@ def stated(subject: Subject) -> Iterator[Finding]:
     if 0 < shape.stated < shape.rows and shape.length == shape.stated and not subject.asked.length:
         yield _warning(
             "DCA-123",
-            f"this engine serves {shape.stated:,} tokens, the model's max_position_embeddings, and not the "
+            f"this engine serves {shape.stated:,} tokens, the model's {shape.length_key}, and not the "
             f"{shape.rows:,} of YaRN's factor x original, which vLLM up to 0.29 served.",
-            f"to serve them, {_state(shape.rows)}",
+            f"to serve them, {_state(shape, shape.rows)}",
         )
 
 
-def _state(tokens: int) -> str:
-    return f"write {tokens} as max_position_embeddings in config.json; `dca config check` names the line."
+def _state(shape: Shape, tokens: int) -> str:
+    return f"write {tokens} as {shape.length_key} in config.json; `dca config check` names the line."
 
 
 def lists(subject: Subject) -> Iterator[Finding]:
@@ -657,7 +711,8 @@ def stored(subject: Subject) -> Iterator[Finding]:
 
 
 def classes(subject: Subject) -> Iterator[Finding]:
-    """DCA-158: an engine that does not support dual chunk attention, or not for the model's class; or one unguarded."""
+    """DCA-158: an engine without the model's class, or without dual chunk attention for it; or one unguarded."""
+    yield from _registered(subject)
     shape, supported = subject.shape, subject.engine.architectures
     if not (shape.dual_chunk or shape.merged):
         return
@@ -680,6 +735,23 @@ def classes(subject: Subject) -> Iterator[Finding]:
             "wrong answers there, without an error.",
             f"serve with a wheel of the recipe: make wheel RECIPE={recipe}.",
         )
+
+
+def _registered(subject: Subject) -> Iterator[Finding]:
+    """An engine whose version does not have the model's class."""
+    version = subject.asked.version
+    absent = registries.absence(subject.shape.architectures, version) if version else None
+    if absent is None:
+        return
+    what = f"vLLM {version} does not have the class {absent.name}: {absent.why}."
+    if absent.by_transformers:
+        yield _warning(
+            "DCA-158",
+            f"{what} It takes the class from transformers, if the installed one has it, and memory may then differ.",
+            f"for vLLM's own class, use --engine-version {absent.instead}.",
+        )
+    else:
+        yield _error("DCA-158", what, f"use --engine-version {absent.instead}, which has it.")
 
 
 def _lacks(subject: Subject) -> str:

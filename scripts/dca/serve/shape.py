@@ -11,7 +11,7 @@ from typing import Any
 
 from dca import config as configs
 from dca.catalogue.model_needs import UNSTATED_DTYPE
-from dca.config import compare, config_rules, folder, layout, models
+from dca.config import classes, compare, config_rules, folder, layout, models
 from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout, Rotary
 from dca.config.models import KnownModel
 from dca.foundation import hub
@@ -125,6 +125,8 @@ class Shape(Value):
         rows: rows of the rotary table, one for each position.
         tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
+        length_key: the key of config.json that it takes them from.
+        model_type: that of the whole config.json.
         stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
@@ -166,6 +168,8 @@ class Shape(Value):
     rows: int
     tables: int = 0
     length: int
+    length_key: str = LENGTH
+    model_type: str = ""
     stated: int = 0
     original: int = 0
     chunk_size: int = 0
@@ -325,7 +329,7 @@ def shape_of(
     dual = dual if isinstance(dual, dict) and dual else {}
     experts = _widest(config, "num_experts")
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
-    count, rows = _needed(config, name, "num_hidden_layers"), _needed(config, name, LENGTH)
+    count, rows = _needed(config, name, "num_hidden_layers"), _rows(found, _needed(config, name, LENGTH))
     layers = kinds.of(config)
     recurrent = all(group.kind == "state" for group in layers.groups)
     encoder = kinds.encodes(config)
@@ -352,9 +356,11 @@ def shape_of(
         experts=experts,
         chosen=max((group.chosen for group in layers.groups), default=0) if experts else 0,
         expert_inner=expert_inner,
-        rows=rows if dual else found.context or rows,
+        rows=rows if dual else found.scaled(rows) or rows,
         tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
+        length_key=found.where(LENGTH)[-1],
+        model_type=found.model_type,
         stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
@@ -375,6 +381,17 @@ def shape_of(
         unknown=(*layers.unknown, *(f"images or sound ({key})" for key, tower in towers if not tower.weights)),
     )
     return shape if layers.groups == (_uniform(shape),) else shape.model_copy(update={"groups": layers.groups})
+
+
+def _rows(found: Layout, length: int) -> int:
+    """Rows of the rotary table without a scaling.
+
+    Args:
+        found: the config's layout.
+        length: tokens that the engine takes for the model's length.
+    """
+    own = found.text_type in classes.load().long_tables and layout.count(found.text.get(layout.OWN_LENGTH))
+    return own or layout.count(found.text.get(LENGTH)) or length
 
 
 def in_engine(shape: Shape, version: str) -> Shape:

@@ -91,6 +91,36 @@ class Dated(Value):
     since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
 
 
+class Published(Value):
+    """The GPUs that vLLM's own wheels have code for.
+
+    Args:
+        since: the first version.
+        oldest: the oldest compute capability.
+    """
+
+    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
+    oldest: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+
+
+class Weights(Value):
+    """A kind of quantized weights that not every version, GPU and dtype reads.
+
+    Args:
+        method: `quant_method` of config.json.
+        absent: the last version that is known not to read it.
+        since: the first version that is known to.
+        oldest: the oldest compute capability.
+        dtypes: dtypes of the activations.
+    """
+
+    method: str
+    absent: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
+    since: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
+    oldest: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+    dtypes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
 class Known(Value):
     """build/gpus/engines.toml, the oldest first."""
 
@@ -107,6 +137,15 @@ class Known(Value):
     """Numbers along a side of the smallest block of FP8 weights that a larger one is divided into."""
     engines: Annotated[tuple[Era, ...], Field(min_length=1)]
     flags: tuple[Dated, ...] = ()
+    no_float16: tuple[str, ...] = ()
+    """Types of models that no version serves in float16."""
+    wheels: tuple[Published, ...] = ()
+    weights: tuple[Weights, ...] = ()
+
+    def oldest(self, version: str) -> str:
+        """The oldest compute capability with code in vLLM's own wheel of a version; empty where it is not known."""
+        found = [one.oldest for one in self.wheels if order(one.since) <= order(version)]
+        return found[-1] if found else ""
 
 
 @cache
