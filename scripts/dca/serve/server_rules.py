@@ -622,7 +622,8 @@ def length(subject: Subject) -> Iterator[Finding]:
     known = next((model for model in models.load_all() if model.name == shape.known), None)
     more = "a model for longer texts"
     if config_classes.refusing(shape.model_type, {"rope_type": "yarn"}) is None:
-        more = f"YaRN if the model's publisher recommends it (dca config set-yarn DIR), or {more}"
+        yarn = "dca config set-yarn DIR --factor F --original N"
+        more = f"YaRN if the model's publisher recommends it ({yarn}), or {more}"
     if known is not None and known.yarn is not None and tokens <= known.yarn.factor * known.yarn.original:
         more = (
             f"YaRN, which is static and so reduces quality on short texts: dca config set-yarn DIR --factor "
