@@ -125,3 +125,21 @@ def test_a_kv_cache_of_another_eight_bits_than_the_weights_is_refused(tmp_path: 
 
 def test_a_version_that_is_newer_than_the_rules_is_named(tmp_path: Path) -> None:
     assert "newer than" in planned(model(tmp_path, DENSE), "1xA100-80", version="0.99.0", length=8192).recipe_reason
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+        {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}},
+    ],
+)
+def test_a_checkpoints_own_kv_cache_of_eight_bits_is_that_of_newer_engines(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
+    path = model(tmp_path, {**DENSE, "quantization_config": told})
+    whole = 40 * 2 * 10 * 128 * 2
+    new, old = (planned(path, "1xH100-80", version=version, length=8192) for version in ("0.33.0", "0.10.2"))
+    assert (new.token_bytes, old.token_bytes) == (whole / 2, whole)
+    assert [any("FP8 KV cache" in note for note in made.notes) for made in (new, old)] == [True, False]

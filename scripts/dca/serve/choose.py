@@ -70,7 +70,7 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         eager=dual or asked.eager,
         block_size=asked.block_size,
         watermark=0.0 if v1 else gpu_memory.WATERMARK,
-        cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else gpu_memory.HALF,
+        cache_width=1 if asked.kv_cache_dtype.startswith("fp8") or own_cache(shape, asked) else gpu_memory.HALF,
         grouped=v1 and _apart(shape, asked.version),
         whole_first=not versions.reached(asked.version, versions.load().quantized_while_loading),
         reused=v1 and asked.reused,
@@ -82,6 +82,12 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         context_gib=cards.load().context_gib,
         absorbed=era.absorbed,
     )
+
+
+def own_cache(shape: Shape, asked: Asked) -> bool:
+    """Whether the engine takes FP8 for the KV cache because the checkpoint has it."""
+    reached = versions.reached(asked.version, versions.load().own_cache_dtype)
+    return asked.kv_cache_dtype == "auto" and shape.quantized.fp8_cache and reached and not shape.dual_chunk
 
 
 def _apart(shape: Shape, version: str) -> bool:

@@ -247,6 +247,8 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
             "long one."
         )
     yield from _weight_notes(subject)
+    if choose.own_cache(shape, subject.asked):
+        yield "the checkpoint has an FP8 KV cache, which this engine uses."
     if not subject.engine.own_sampling:
         yield (
             "this engine does not read generation_config.json: send the model's own sampling with every request, or "

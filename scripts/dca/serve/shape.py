@@ -82,6 +82,7 @@ class Quantized(Value):
         assumed: whether `bits` is an assumption, because config.json does not say it.
         scale: bits of a group's scale.
         zero: whether a group has a zero point, as wide as its weights.
+        fp8_cache: whether the checkpoint has scales for keys and values in FP8.
         widths: bits of a weight with its share of a scale, on average over the layers, of the parts (`PARTS`) that are
             stored in another way, and of the output layer (`head`) if it is quantized.
     """
@@ -94,6 +95,7 @@ class Quantized(Value):
     assumed: bool = False
     scale: int = 16
     zero: bool = True
+    fp8_cache: bool = False
     widths: tuple[tuple[str, float], ...] = ()
 
     def width(self, part: str) -> float:
@@ -474,7 +476,16 @@ def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
 
 
 def _stored(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
-    """How the weights are stored, by the config's quantization_config."""
+    """How the weights are stored, and for which KV cache, by the config's quantization_config."""
+    inner = stored["quantization"] if isinstance(stored.get("quantization"), dict) else {}
+    told = inner.get("kv_cache_scheme") or stored.get("kv_cache_scheme")
+    told = told or inner.get("kv_cache_quant_algo") or stored.get("kv_cache_quant_algo")
+    floats = isinstance(told, dict) and told.get("num_bits") == 8 and told.get("type") == "float"
+    fp8 = floats or (isinstance(told, str) and told.lower() == "fp8")
+    return _stored_weights(stored, places).model_copy(update={"fp8_cache": fp8})
+
+
+def _stored_weights(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
     method = stored.get("quant_method")
     if method is None and isinstance(producer := stored.get("producer"), dict):
         # The quantizer's own file names only the program that wrote it.

@@ -133,6 +133,8 @@ class Known(Value):
     """The first version in which layers with chunks do not keep every token."""
     quantized_while_loading: Annotated[str, Field(alias="quantized_while_loading_from", pattern=r"^\d+(\.\d+)+$")]
     """The first version that quantizes weights while it loads them, and divides blocks of experts' FP8 weights."""
+    own_cache_dtype: Annotated[str, Field(alias="own_cache_dtype_from", pattern=r"^\d+(\.\d+)+$")]
+    """The first version that takes the dtype of the KV cache from the checkpoint."""
     smallest_divided_block: Count
     """Numbers along a side of the smallest block of FP8 weights that a larger one is divided into."""
     engines: Annotated[tuple[Era, ...], Field(min_length=1)]
