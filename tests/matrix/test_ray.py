@@ -61,7 +61,7 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     assert (code, states(again), {cell.job for cell in again.cells}) == (0, ["unchanged", "unchanged"], {""}), err
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.network
 def test_what_no_node_has_room_for_and_a_head_that_does_not_answer_are_one_message(
     toy: Toy, ray: RayCluster, cache: store.Store, fresh: Callable[[], Driver]
@@ -86,7 +86,7 @@ def test_what_no_node_has_room_for_and_a_head_that_does_not_answer_are_one_messa
     assert "Traceback" not in err
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.network
 @pytest.mark.proof
 def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_alone(

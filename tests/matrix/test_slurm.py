@@ -18,7 +18,7 @@ from tests.support.drivers import TWO, Driver, Site, kill_at_random, states
 from tests.support.slurm import Cluster, cluster, workers
 from tests.support.toy import Toy
 
-pytestmark = [pytest.mark.long, pytest.mark.network]
+pytestmark = [pytest.mark.whole, pytest.mark.network]
 
 
 def site(slurm: Cluster) -> Site:
@@ -44,7 +44,6 @@ def fresh(toy: Toy, slurm: Cluster, cache: store.Store, tmp_path: Path) -> Calla
     return driver
 
 
-@pytest.mark.whole
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], tmp_path: Path
 ) -> None:
@@ -94,7 +93,6 @@ def test_what_a_cluster_rejects_is_one_message(
     )
 
 
-@pytest.mark.whole
 def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], fresh: Callable[[], Driver]
 ) -> None:
@@ -111,7 +109,6 @@ def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     assert driver.wheels == alone
 
 
-@pytest.mark.whole
 def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     toy: Toy, slurm: Cluster, tmp_path: Path
 ) -> None:
@@ -166,7 +163,6 @@ def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_al
     assert slurm.idle() or wait_for(slurm.idle, 30.0), slurm.run("squeue")
 
 
-@pytest.mark.whole
 def test_a_node_that_fails_hands_its_cell_to_the_other_one(
     toy: Toy, alone: dict[str, str], cache: store.Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
