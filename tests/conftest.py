@@ -105,8 +105,9 @@ def _mark(items: list[pytest.Item]) -> None:
             item.add_marker(name)
 
 
-# Fixtures that take a minute: their tests go to one worker, and begin first.
-COSTLY = ("small_cache", "run_python", "server_packages")
+# Fixtures that take a minute, or whose caches share an environment without sharing its lock: their tests go to one
+# worker, and begin first.
+COSTLY = ("small_cache", "run_python", "server_packages", "toy")
 LONG = frozenset({"wheel", "network", "slow", "long"})
 
 
