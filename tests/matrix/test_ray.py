@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +11,7 @@ import pytest
 
 from dca.foundation import store
 from tests.matrix.test_running import Matrix
-from tests.support import link_cache
-from tests.support.drivers import TWO, Driver, Site, kill_at_random, states
+from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, states
 from tests.support.ray_cluster import RayCluster, ray_cluster, ray_python
 from tests.support.toy import Toy
 
@@ -28,14 +26,7 @@ def ray(cache: store.Store, toy: Toy, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def fresh(toy: Toy, ray: RayCluster, cache: store.Store, tmp_path: Path) -> Callable[[], Driver]:
     """Drivers with a cache each, in which nobody has compiled anything."""
-    numbers = itertools.count()
-
-    def driver() -> Driver:
-        place = tmp_path / f"cache-{next(numbers)}"
-        place.mkdir()
-        return Driver(toy.with_cache(link_cache(place, cache)), site(ray), tmp_path / f"out-{place.name}")
-
-    return driver
+    return drivers(toy, cache, site(ray), tmp_path)
 
 
 def site(ray: RayCluster) -> Site:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ import pytest
 
 from dca.foundation import store
 from tests.support import link_cache, wait_for
-from tests.support.drivers import TWO, Driver, Site, kill_at_random, states
+from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, states
 from tests.support.slurm import Cluster, cluster, workers
 from tests.support.toy import Toy
 
@@ -34,14 +33,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def fresh(toy: Toy, slurm: Cluster, cache: store.Store, tmp_path: Path) -> Callable[[], Driver]:
     """Drivers with a cache each, in which nobody has compiled anything."""
-    numbers = itertools.count()
-
-    def driver() -> Driver:
-        place = tmp_path / f"cache-{next(numbers)}"
-        place.mkdir()
-        return Driver(toy.with_cache(link_cache(place, cache)), site(slurm), tmp_path / f"out-{place.name}")
-
-    return driver
+    return drivers(toy, cache, site(slurm), tmp_path)
 
 
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from dca.foundation import store
 from dca.matrix.values import Outcome
-from tests.support import wait_for
+from tests.support import link_cache, wait_for
 from tests.support.kills import leftovers
 from tests.support.slurm import workers
 from tests.support.toy import Toy
@@ -88,6 +89,18 @@ class Driver:
 
 def states(done: Outcome) -> list[str]:
     return [cell.state for cell in done.cells]
+
+
+def drivers(toy: Toy, cache: store.Store, site: Site, folder: Path) -> Callable[[], Driver]:
+    """Makes drivers with a cache each, below a folder, in which nobody has compiled anything."""
+    numbers = itertools.count()
+
+    def driver() -> Driver:
+        place = folder / f"cache-{next(numbers)}"
+        place.mkdir()
+        return Driver(toy.with_cache(link_cache(place, cache)), site, folder / f"out-{place.name}")
+
+    return driver
 
 
 def kill_at_random(
