@@ -16,7 +16,7 @@ from dca.cli import matrix as command
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
 from dca.matrix import engine, slurm
-from dca.matrix.engine import Seen
+from dca.matrix.engine import Kind, Seen
 from dca.matrix.running import Settings, report_file
 from dca.matrix.values import Job, Outcome, WheelResult
 from tests.matrix.test_running import Matrix, states
@@ -31,12 +31,15 @@ class StandIn:
     Args:
         answer: what becomes of a cell's job, by the job and how often it was submitted.
         left: jobs of an earlier driver.
+        kinds: of GPU nodes.
     """
 
     name = "Slurm"
 
-    def __init__(self, answer: Callable[[Job, int], Seen], left: Mapping[str, str] | None = None) -> None:
-        self.answer, self.earlier = answer, dict(left or {})
+    def __init__(
+        self, answer: Callable[[Job, int], Seen], left: Mapping[str, str] | None = None, kinds: Sequence[Kind] = ()
+    ) -> None:
+        self.answer, self.earlier, self.has = answer, dict(left or {}), tuple(kinds)
         self.submitted = Counter[str]()
         self.jobs: dict[str, Job] = {}
         self.forgotten: list[str] = []
@@ -44,7 +47,11 @@ class StandIn:
     def left(self) -> dict[str, str]:
         return self.earlier
 
-    def submit(self, job: Job) -> str:
+    def kinds(self) -> tuple[Kind, ...]:
+        return self.has
+
+    def submit(self, job: Job, kind: Kind | None = None) -> str:
+        assert (kind and kind.name) == (job.command[-1] if "--node" in job.command else None)
         self.submitted[job.id] += 1
         identity = f"{job.id}-{self.submitted[job.id]}"
         self.jobs[identity] = job
@@ -101,10 +108,10 @@ def test_a_cell_that_a_stand_in_rejects_leaves_the_others_going(
     one = StandIn(lambda job, _: Seen("ended", node="n7", report=node_report(planned, job)))
     submit = one.submit
 
-    def rejecting(job: Job) -> str:
+    def rejecting(job: Job, kind: Kind | None = None) -> str:
         if job.id == first:
             raise REFUSED
-        return submit(job)
+        return submit(job, kind)
 
     monkeypatch.setattr(one, "submit", rejecting)
     use(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -22,7 +23,7 @@ from dca.foundation.errors import DcaError, ExitCode
 from dca.foundation.events import Reporter, Work
 from dca.foundation.run import Run
 from dca.foundation.store import Store
-from dca.matrix import cells, engine, formats, jobs, running
+from dca.matrix import cells, engine, formats, jobs, nodes, running
 from dca.matrix.cells import Cell
 from dca.matrix.expansion import Expansion, expand
 from dca.matrix.formats import FORMATS, Format
@@ -30,7 +31,7 @@ from dca.matrix.ray_jobs import Ray
 from dca.matrix.running import Settings
 from dca.matrix.slurm import Slurm
 from dca.matrix.slurm import options as sbatch_options
-from dca.matrix.values import GOOD, CellResult, Outcome, State, Trouble, WheelResult
+from dca.matrix.values import GOOD, CellResult, NodeResult, Outcome, State, Trouble, WheelResult
 from dca.pipeline import gather
 from dca.smoke.values import LEVELS, Level
 
@@ -43,6 +44,8 @@ ACTION = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
 # Rows of a terminal that the live table leaves to what is printed above and below it.
 SPARED_ROWS = 6
 LOCAL = "local"
+# The value of --smoke that is no level.
+NODES: Final = "nodes"
 # That a job has at most, unless --cores says otherwise.
 CORES = 4
 TITLES: dict[State, str] = {
@@ -67,9 +70,10 @@ class Asked:
     Args:
         dry_run: whether the cells are only planned.
         only: ids of the cells whose wheels are built; all when empty.
-        level: of the smoke tests; None for none.
+        smoke: level of the smoke tests, or `nodes`; None for none.
         executor: where wheels are built.
         slurm: options of its jobs, KEY=VALUE.
+        smoke_slurm: those of the jobs of `--smoke nodes` that differ, likewise.
         kind: the engine to write jobs for, in place of building.
         action: of GitHub that brings `dca` into a job; None where the jobs' repository is a checkout of it.
         cores: that a job may have.
@@ -80,15 +84,21 @@ class Asked:
 
     dry_run: bool
     only: tuple[str, ...]
-    level: Level | None
+    smoke: Level | Literal["nodes"] | None
     executor: str
     slurm: tuple[str, ...]
+    smoke_slurm: tuple[str, ...]
     kind: Format | None
     action: str | None
     cores: int | None
     out: Path
     report: Path | None
     offline: bool
+
+    @property
+    def level(self) -> Level | None:
+        """The level of the smoke tests where wheels are built; None for none."""
+        return None if self.smoke == NODES else self.smoke
 
     def check(self, where: index.Where) -> None:
         """Reject options that would have no effect, and files that cannot be written.
@@ -105,7 +115,7 @@ class Asked:
             "--index": where.index and not self.kind,
             "--s3": where.s3 and not self.kind,
             "--report": self.report,
-            "--smoke": self.level and not self.kind,
+            "--smoke": self.smoke and not self.kind,
             "--executor": self.executor != LOCAL,
         }
         if only_plans and (useless := [flag for flag, given in named.items() if given and flag != only_plans]):
@@ -144,7 +154,16 @@ class Asked:
             raise DcaError("DCA-201", "--cores needs --format or --executor.", remedy="omit it.")
         if self.slurm and self.executor != "slurm":
             raise DcaError("DCA-201", "--slurm needs --executor slurm.", remedy="omit it.")
-        sbatch_options(self.slurm)
+        if self.smoke == NODES and self.executor == LOCAL:
+            raise DcaError(
+                "DCA-201",
+                "--smoke nodes needs --executor slurm or ray.",
+                remedy="omit it, or name a level; `dca smoke` proves a wheel on this machine's GPU.",
+            )
+        if self.smoke_slurm and not (self.smoke == NODES and self.executor == "slurm"):
+            raise DcaError("DCA-201", "--smoke-slurm needs --executor slurm and --smoke nodes.", remedy="omit it.")
+        for words in (self.slurm, self.smoke_slurm):
+            sbatch_options(words)
 
 
 @click.command("matrix")
@@ -160,7 +179,12 @@ class Asked:
         metavar="ID",
         help="Build only the wheel of this cell. Can be repeated.",
     ),
-    click.option("--smoke", "level", type=click.Choice(LEVELS), help="Also prove each wheel for each of its cells."),
+    click.option(
+        "--smoke",
+        type=click.Choice([*LEVELS, NODES]),
+        help="Also prove each wheel for each of its cells, at this level; with nodes, on each kind of GPU node of the "
+        "cluster, at the level that the node allows.",
+    ),
     click.option(
         "--executor",
         type=click.Choice((LOCAL, "slurm", "ray")),
@@ -173,6 +197,13 @@ class Asked:
         multiple=True,
         metavar="KEY=VALUE",
         help="With --executor slurm: an option of sbatch, such as partition=gpu. Can be repeated.",
+    ),
+    click.option(
+        "--smoke-slurm",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="With --smoke nodes: an option of sbatch for these smoke tests, in place of that of --slurm. Can be "
+        "repeated.",
     ),
     click.option(
         "--format",
@@ -246,11 +277,21 @@ def _run(expansion: Expansion, settings: Settings, asked: Asked, cache: Store, b
         return running.run(expansion, settings, cache, board)
     cache.open()
     wish = jobs.Wish(settings.file, asked.cores or CORES, settings.level, settings.out)
-    words = ["--cache-dir", str(cache.root), "--json", *(["--offline"] if asked.offline else [])]
-    folder = running.report_file(settings, cache).with_name(asked.executor)
-    one = Ray(folder, words) if asked.executor == "ray" else Slurm(folder, sbatch_options(asked.slurm), words)
-    run = Run(cache, board, folder.with_name(running.LOG))
-    return engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, one)
+    words = ["--cache-dir", str(cache.root), "--json"]
+    report = running.report_file(settings, cache)
+    run = Run(cache, board, report.with_name(running.LOG))
+
+    def engine_of(name: str, given: dict[str, str | bool], *more: str) -> engine.Engine:
+        folder = report.with_name(name)
+        return Ray(folder, [*words, *more]) if asked.executor == "ray" else Slurm(folder, given, [*words, *more])
+
+    given = sbatch_options(asked.slurm)
+    of_smoke = engine_of(f"{asked.executor}-smoke", {**given, **sbatch_options(asked.smoke_slurm)})
+    # A cluster without GPUs is an error before hours of builds.
+    kinds = nodes.find_kinds(of_smoke) if asked.smoke == NODES else ()
+    builds = engine_of(asked.executor, given, *(["--offline"] if asked.offline else []))
+    done = engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, builds)
+    return nodes.prove(done, kinds, wish.cores, settings, run, of_smoke) if kinds else done
 
 
 def _request(cell: Cell) -> Request:
@@ -339,6 +380,7 @@ def render(done: Outcome) -> str:
     for state, title in TITLES.items():
         if chosen := [cell for cell in done.cells if cell.state == state]:
             lines += ["", title, *_reasons(chosen)]
+    lines += _on_nodes(done.nodes)
     if done.wheels:
         compiled = sum(wheel.objects_compiled_now for wheel in done.wheels)
         size = _size(sum(wheel.bytes for wheel in done.wheels))
@@ -347,6 +389,32 @@ def render(done: Outcome) -> str:
     if done.index:
         lines.append(f"  Published to {done.index}: {len(done.added)} new")
     return "\n".join(lines)
+
+
+def _on_nodes(results: Sequence[NodeResult]) -> list[str]:
+    """The table of the wheels on each kind of GPU node; where a result needs a reason, it follows."""
+    if not results:
+        return []
+    lines, width = ["", "On each kind of GPU node"], max(len(one.kind) for one in results)
+    for version, same in itertools.groupby(results, key=lambda one: one.version):
+        lines += ["", f"  {version}"]
+        for one in same:
+            found = one.proven
+            total = found.passed + len(found.failed) + len(found.untested) if found else 0
+            parts = [f"{found.level}: {found.passed} of {total} cases" if found else ""]
+            parts += [
+                one.device or "no GPU" if found and found.level != "static" else "",
+                one.node and f"on {one.node}",
+            ]
+            said = ", ".join(filter(None, parts))
+            lines.append(f"    {one.kind:<{width}}  {one.state:<8}  {said}".rstrip())
+            beside = " " * (width + 16)
+            lines += [f"{beside}{one.report}"] if one.report else []
+            if one.trouble:
+                trouble = one.trouble
+                lines += wrapped(f"{beside}{trouble.code}: ", " ".join(f"{trouble.what} {trouble.why}".split()))
+                lines += wrapped(f"{beside}Next: ", " ".join(trouble.remedy.split())) if trouble.remedy else []
+    return lines
 
 
 def _figures(cell: CellResult, wheels: dict[str, WheelResult]) -> str:
@@ -468,6 +536,11 @@ class Board(Reporter):
 
     def show(self, done: Outcome) -> None:
         """Show the state of all cells."""
+        if not self._live and self._done:
+            for old, new in zip(self._done.nodes, done.nodes, strict=False):
+                if old.state != new.state:
+                    why = f": {new.trouble.code}: {new.trouble.what}" if new.trouble else ""
+                    self._terminal.stage(new.state, f"{new.version} on {new.kind}{why}")
         before = {cell.id: cell.state for cell in self._done.cells} if self._done else {}
         for number, cell in enumerate(done.cells, start=1):
             if before and before[cell.id] != cell.state:

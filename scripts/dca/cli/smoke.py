@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dca.smoke.report import render as render_page
 from dca.smoke.values import KNOWN, LEVELS
 
 DIST = Path("dist")
-MOST_SHOWN = 5
+NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}")
 
 
 def _request(
@@ -62,6 +63,19 @@ def _request(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         **others,
     )
+
+
+def _node(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A kind of machine, which becomes a part of file names and of pages.
+
+    Raises:
+        click.BadParameter: it has other characters.
+    """
+    if value and not NODE.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is not up to 64 letters, digits and . _ : + -, beginning with one of the first two."
+        )
+    return value
 
 
 @click.command("smoke")
@@ -113,6 +127,13 @@ def _request(
         metavar="DIR",
         help="With --level kernels: record the launches in a new folder, for `make gpu-proof` on a GPU.",
     ),
+    click.option(
+        "--node",
+        callback=_node,
+        default="",
+        metavar="KIND",
+        help="Kind of machine that this is, such as gpu:h100: it is in the report; each kind keeps its own reports.",
+    ),
     click.option("--quick", is_flag=True, help="Run fewer repetitions, as `dca serve run` does."),
     click.option("-x", "--exitfirst", "first", is_flag=True, help="Stop at the first failed case (of each overlay)."),
 )
@@ -133,29 +154,8 @@ def command(
     if report is not None:
         store.write_bytes(report, render_page(result).encode())
     output.show(result, render(result, verbose=verbose))
-    if failed := result.failed:
-        raise DcaError(
-            "DCA-801",
-            f"{result.wheel} computes wrong results: {len(failed)} of {len(result.cases)} cases failed.",
-            why=_reasons(failed),
-            remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
-            answered=output.as_json,
-        )
-    if untested := result.untested:
-        raise DcaError(
-            "DCA-834",
-            f"{len(untested)} of {len(result.cases)} cases of {result.wheel} could not be tested; the others passed.",
-            why=_reasons(untested),
-            remedy="provide what is missing, where that is possible; nothing was found wrong with the wheel. Repeat "
-            f"one case: {untested[0].repeat}",
-            answered=output.as_json,
-        )
-
-
-def _reasons(cases: tuple[CaseResult, ...]) -> str:
-    rest = len(cases) - MOST_SHOWN
-    lines = [f"{_place(case)}: {case.detail}" for case in cases[:MOST_SHOWN]]
-    return "\n".join([*lines, *([f"and {rest} more."] if rest > 0 else [])])
+    if error := result.error:
+        raise DcaError(error.code, error.what, why=error.why, remedy=error.remedy, answered=output.as_json)
 
 
 def _newest() -> Path:
@@ -169,7 +169,8 @@ def _newest() -> Path:
 def render(result: Smoke, *, verbose: bool = False) -> str:
     """A smoke test as text."""
     ran_with = f"torch {result.torch}, Python {result.python}" if result.torch else ""
-    lines = ["", f"{result.wheel}", f"  compared with {result.recipe}" + (f", with {ran_with}" if ran_with else "")]
+    where = " on ".join(filter(None, [f", with {ran_with}" if ran_with else "", result.node]))
+    lines = ["", f"{result.wheel}", f"  compared with {result.recipe}{where}"]
     width = max(len(case.name) for case in result.cases)
     # Many cases run the same kernel, so that each sentence stands once.
     faults = list(dict.fromkeys(str(case.figures[KNOWN]) for case in result.cases if KNOWN in case.figures))
@@ -199,10 +200,6 @@ def _sign(case: CaseResult) -> str:
     if not case.tested:
         return "??"
     return "FAIL" if not case.passed else "note" if KNOWN in case.figures else "ok"
-
-
-def _place(case: CaseResult) -> str:
-    return f"{case.name} with {case.overlay}" if case.overlay else case.name
 
 
 def _detail(case: CaseResult, faults: list[str], *, verbose: bool) -> str:

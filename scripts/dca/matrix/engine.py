@@ -10,11 +10,12 @@ import contextlib
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,6 +29,7 @@ from dca.matrix.expansion import Expansion, Wheel
 from dca.matrix.running import LOG, Progress, Settings, trouble_of
 from dca.matrix.values import CellResult, Explained, Job, Outcome, Trouble, WheelResult
 
+S = TypeVar("S")
 TRIES = 4
 """How often a wheel's job is submitted by one command, if it dies without a report."""
 LOOK_SECONDS = (1.0, 15.0)
@@ -41,7 +43,7 @@ class Seen:
     Args:
         state: how far it is.
         node: where it runs or ran; empty if that is not known.
-        report: of an ended job, what `dca matrix --json` printed; empty if it ended without a report.
+        report: of an ended job, what its command printed with `--json`; empty if it ended without a report.
         why: of a queued job, why it waits, if that is unusual; of one that ended without a report, how it ended.
         hopeless: whether another try of that job would end the same way.
         remedy: what to do in that case.
@@ -57,6 +59,23 @@ class Seen:
     waited: bool = False
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of GPU node: nodes whose GPUs have one name in the engine.
+
+    Args:
+        name: that is shown, and stands in reports: "gpu:h100", or "gpu" for GPUs that the engine gives no name.
+        asked: what a job asks for to get one of its GPUs, in the engine's own words.
+        nodes: how many nodes there are.
+        unusable: why no job can run there now; empty if jobs can.
+    """
+
+    name: str
+    asked: str
+    nodes: int
+    unusable: str = ""
+
+
 class Engine(Protocol):
     """Where jobs are submitted. Jobs are told apart by the engine's own ids."""
 
@@ -67,8 +86,19 @@ class Engine(Protocol):
     def left(self) -> Mapping[str, str]:
         """Jobs of an earlier driver whose result nobody has taken: the newest job's id by the id of its cell."""
 
-    def submit(self, job: Job) -> str:
+    def kinds(self) -> Sequence[Kind]:
+        """The kinds of GPU nodes that jobs can ask for, by name.
+
+        Raises:
+            DcaError: DCA-171 when the engine does not answer.
+        """
+
+    def submit(self, job: Job, kind: Kind | None = None) -> str:
         """Submit a job; its id.
+
+        Args:
+            job: what it runs.
+            kind: of the node, of which it gets one GPU; None for any node, and the job's own cores and memory.
 
         Raises:
             DcaError: DCA-171 when the engine rejects it.
@@ -89,7 +119,7 @@ class Engine(Protocol):
 
 
 def work(argv: Sequence[str], log: Path) -> str:
-    """On a node: run `dca matrix --json` for one wheel.
+    """On a node: run `dca matrix --json` for one wheel, or `dca smoke --json`.
 
     Args:
         argv: the command line.
@@ -158,41 +188,58 @@ def run(expansion: Expansion, jobs: Sequence[Job], settings: Settings, run: Run,
     return progress.outcome
 
 
-class _Driver:
-    """Follows the jobs of a matrix.
+class Follower(ABC, Generic[S]):
+    """Follows the jobs of an engine to their ends, and submits those that died again.
+
+    Each job has a subject, such as the wheel that it builds; what becomes of a subject is for a subclass to keep.
 
     Args:
-        progress: the report as it grows.
         engine: that runs the jobs.
         reporter: receives what is not in the report.
     """
 
-    def __init__(self, progress: Progress, engine: Engine, reporter: Reporter) -> None:
-        self.progress, self.engine, self.reporter = progress, engine, reporter
-        self.waiting: dict[str, tuple[Wheel, Job]] = {}
+    def __init__(self, engine: Engine, reporter: Reporter) -> None:
+        self.engine, self.reporter = engine, reporter
+        self.waiting: dict[str, tuple[S, Job]] = {}
         self.tries = Counter[str]()
         self.said: dict[str, Seen] = {}
         self.silent = False
 
-    def adopt(self, wheel: Wheel, job: Job, identity: str) -> None:
+    def kind(self, subject: S) -> Kind | None:  # noqa: ARG002 - for subclasses
+        """The kind of GPU node that a job needs; None for any node."""
+        return None
+
+    @abstractmethod
+    def moved(self, subject: S, job: Job, identity: str, seen: Seen) -> None:
+        """A job waits or runs."""
+
+    @abstractmethod
+    def take(self, subject: S, identity: str, seen: Seen) -> bool:
+        """Take the report of an ended job; whether it was one."""
+
+    @abstractmethod
+    def fail(self, subject: S, trouble: Trouble, node: str = "") -> None:
+        """There will be no report."""
+
+    def adopt(self, subject: S, job: Job, identity: str) -> None:
         """Go on with a job of an earlier driver."""
         self.tries[job.id] += 1
         self.reporter.note(f"{job.id}: {self.engine.name} has job {identity} of an earlier run; going on with it.")
-        self._follow(wheel, job, identity)
+        self._follow(subject, job, identity)
 
-    def submit(self, wheel: Wheel, job: Job) -> None:
-        """Submit a wheel's job; an engine that rejects it ends its cells."""
+    def submit(self, subject: S, job: Job) -> None:
+        """Submit a job; an engine that rejects it ends its subject."""
         self.tries[job.id] += 1
         try:
-            identity = self.engine.submit(job)
+            identity = self.engine.submit(job, self.kind(subject))
         except (DcaError, OSError) as error:
-            self._fail(wheel, trouble_of(error))
+            self.fail(subject, trouble_of(error))
         else:
-            self._follow(wheel, job, identity)
+            self._follow(subject, job, identity)
 
-    def _follow(self, wheel: Wheel, job: Job, identity: str) -> None:
-        self.waiting[identity] = wheel, job
-        self.progress.cell(job.id, state="queued", job=identity)
+    def _follow(self, subject: S, job: Job, identity: str) -> None:
+        self.waiting[identity] = subject, job
+        self.moved(subject, job, identity, Seen("queued"))
 
     def wait(self) -> None:
         """Wait until every job has ended for good."""
@@ -223,29 +270,28 @@ class _Driver:
         return found
 
     def _see(self, identity: str, seen: Seen) -> None:
-        wheel, job = self.waiting[identity]
+        subject, job = self.waiting[identity]
         if seen.state != "ended":
             if self.said.get(identity) != seen:
                 self.said[identity] = seen
-                state = "building" if seen.state == "running" else "queued"
-                self.progress.cell(job.id, state=state, node=seen.node)
+                self.moved(subject, job, identity, seen)
                 if seen.why:
                     self.reporter.note(f"{job.id}: job {identity} waits: {seen.why}.")
             return
         del self.waiting[identity]
-        taken = seen.report and self._take(wheel, identity, seen)
+        taken = seen.report and self.take(subject, identity, seen)
         # Before the next one is submitted, whose files may lie in the same place.
         self.engine.forget(identity)
         if not taken:
-            self._died(wheel, job, identity, seen)
+            self._died(subject, job, identity, seen)
 
-    def _died(self, wheel: Wheel, job: Job, identity: str, seen: Seen) -> None:
+    def _died(self, subject: S, job: Job, identity: str, seen: Seen) -> None:
         """Try again what died without a report, unless that is hopeless."""
         where = f" on {seen.node}" if seen.node else ""
         self.tries[job.id] -= seen.waited
         if not seen.hopeless and self.tries[job.id] < TRIES:
             self.reporter.note(f"{job.id}: job {identity} died{where}; trying again. {seen.why}")
-            self.submit(wheel, job)
+            self.submit(subject, job)
             return
         tried = "" if seen.hopeless else f" {self.tries[job.id]} jobs of this cell died in this run; this was the last."
         trouble = Trouble(
@@ -254,15 +300,34 @@ class _Driver:
             why=f"{seen.why}{tried}",
             remedy=seen.remedy or "read the job's log, and run the same command again: finished wheels are kept.",
         )
-        self._fail(wheel, trouble, node=seen.node)
+        self.fail(subject, trouble, node=seen.node)
 
-    def _take(self, wheel: Wheel, identity: str, seen: Seen) -> bool:
+
+class _Driver(Follower[Wheel]):
+    """Follows the jobs that build the wheels of a matrix.
+
+    Args:
+        progress: the report as it grows.
+        engine: that runs the jobs.
+        reporter: receives what is not in the report.
+    """
+
+    def __init__(self, progress: Progress, engine: Engine, reporter: Reporter) -> None:
+        super().__init__(engine, reporter)
+        self.progress = progress
+
+    def moved(self, subject: Wheel, job: Job, identity: str, seen: Seen) -> None:  # noqa: ARG002 - of its job alone
+        """A job waits or builds."""
+        state = "building" if seen.state == "running" else "queued"
+        self.progress.cell(job.id, state=state, job=identity, node=seen.node)
+
+    def take(self, subject: Wheel, identity: str, seen: Seen) -> bool:
         """Take the report of an ended job; whether it was one."""
         try:
             done = Outcome.model_validate_json(seen.report)
         except ValidationError:
-            if trouble := _error(seen.report):
-                self._fail(wheel, trouble, node=seen.node)
+            if trouble := error_of(seen.report):
+                self.fail(subject, trouble, node=seen.node)
             return trouble is not None
         wheels, found = [], {cell.id: cell for cell in done.cells}
         for built in done.wheels:
@@ -272,7 +337,7 @@ class _Driver:
                 for one in built.cells:
                     found[one] = _failed(found[one], _unseen(built, seen.node))
         self.progress.update(wheels=(*self.progress.outcome.wheels, *wheels))
-        for member in wheel.members:
+        for member in subject.members:
             cell = found.get(member.cell.id)
             if cell is None:
                 trouble = Trouble(
@@ -289,8 +354,9 @@ class _Driver:
             self.progress.cell(cell.id, **{**dict(cell), "job": identity, "node": seen.node})
         return True
 
-    def _fail(self, wheel: Wheel, trouble: Trouble, node: str = "") -> None:
-        for member in wheel.members:
+    def fail(self, subject: Wheel, trouble: Trouble, node: str = "") -> None:
+        """A wheel was not built."""
+        for member in subject.members:
             self.progress.cell(member.cell.id, state="failed", trouble=trouble, node=node)
 
 
@@ -307,7 +373,7 @@ def _unseen(built: WheelResult, node: str) -> Trouble:
     )
 
 
-def _error(text: str) -> Trouble | None:
+def error_of(text: str) -> Trouble | None:
     """The error that `dca` printed in place of a report."""
     try:
         document = json.loads(text)

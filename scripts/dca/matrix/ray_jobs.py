@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dca.catalogue import machine
 from dca.foundation import documents, environment, store
 from dca.foundation.errors import DcaError
-from dca.matrix.engine import Seen, document
+from dca.matrix.engine import Kind, Seen, document
 from dca.matrix.values import Job
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ HANDED_ON = ("PYTHONPATH", "CC", "CXX", "CUDAHOSTCXX", "CUDA_HOME")
 """Variables of the driver that jobs get; who sees the cluster can read them. Others are those of the node."""
 LISTED_SECONDS = 60.0
 """How long a job may be missing in the list of jobs before it counts as lost."""
+TYPE, SHARE = "accelerator_type:", 0.001
+"""How Ray's resource begins that names a node's kind of GPU, and how much of it a job takes."""
 SAID = 300
 """How much of a message of Ray's is shown; the log, which follows in it, has a file of its own."""
 
@@ -78,14 +80,34 @@ class Ray:
         """A file that is there once the result of a job was taken."""
         return self.folder / f"{identity.removeprefix(self.prefix)}.taken"
 
-    def submit(self, job: Job) -> str:
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of GPUs of the cluster's nodes, by name, as Ray detects them or as the nodes were started with.
+
+        Raises:
+            DcaError: DCA-171 when Ray does not answer.
+        """
+        with _asking():
+            nodes = [node.resources_total or {} for node in self._list_nodes()]
+        found = Counter[str]()
+        for total in nodes:
+            if total.get("GPU", 0) >= 1:
+                found.update([name for name in total if name.startswith(TYPE)] or [""])
+        kinds = (Kind(":".join(filter(None, ["gpu", of.removeprefix(TYPE)])), of, count) for of, count in found.items())
+        return tuple(sorted(kinds, key=lambda kind: kind.name))
+
+    def submit(self, job: Job, kind: Kind | None = None) -> str:
         """Submit a job; its id.
+
+        Args:
+            job: what it runs.
+            kind: of the node, of which it gets one GPU; None for any node.
 
         Raises:
             DcaError: DCA-171 when no node has room for it, or Ray does not answer.
         """
         with _asking():
-            self._check_room(job)
+            if kind is None:
+                self._check_room(job)
             self._number[job.id] += 1
             # A job begins in a folder of Ray's.
             argv = ("env", "-C", str(Path.cwd()), sys.executable, "-m", *job.command, *self.words)
@@ -96,6 +118,9 @@ class Ray:
                     submission_id=f"{self.prefix}{job.id}-{self._number[job.id]}",
                     entrypoint_num_cpus=job.cores,
                     entrypoint_memory=job.gib << 30,
+                    entrypoint_num_gpus=1 if kind else None,
+                    # A node has one of it for all of its GPUs.
+                    entrypoint_resources={kind.asked: SHARE} if kind and kind.asked else None,
                     runtime_env={"env_vars": environment.passed(HANDED_ON)},
                 )
             )

@@ -297,7 +297,18 @@ def _proof(member: Foretold, made: Made, end: State, level: Level, run: Run) -> 
             "state": "failed",
             "trouble": trouble_of(error),
         }
-    proven = Proven(
+    trouble = trouble_of_smoke(report)
+    return {"state": "failed" if trouble else end, "proven": proven(report, anew=anew), "trouble": trouble}
+
+
+def proven(report: Smoke, *, anew: bool) -> Proven:
+    """What a smoke test proved, for a report of a matrix.
+
+    Args:
+        report: of the test.
+        anew: whether this run did it.
+    """
+    return Proven(
         level=report.level,
         passed=sum(case.passed for case in report.cases),
         failed=tuple(case.name for case in report.failed),
@@ -307,16 +318,12 @@ def _proof(member: Foretold, made: Made, end: State, level: Level, run: Run) -> 
         not_proven=report.not_proven,
         seconds=report.seconds if anew else 0.0,
     )
-    bad = report.failed or report.untested
-    if not bad:
-        return {"state": end, "proven": proven}
-    trouble = Trouble(
-        code="DCA-801" if report.failed else "DCA-834",
-        what=f"{len(bad)} of {len(report.cases)} cases {'failed' if report.failed else 'could not be tested'}.",
-        why="\n".join(f"{case.level}/{case.name}: {case.detail}" for case in bad),
-        remedy=f"do not serve it. Repeat one case: {bad[0].repeat}" if report.failed else "provide what is missing.",
-    )
-    return {"state": "failed", "proven": proven, "trouble": trouble}
+
+
+def trouble_of_smoke(report: Smoke) -> Trouble | None:
+    """What a smoke test found wrong, or could not test; None if it passed."""
+    error = report.error
+    return trouble_of(error) if error else None
 
 
 def _smoke(plan: Plan, made: Made, level: Level, run: Run) -> tuple[Smoke, bool]:

@@ -10,21 +10,21 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import machine
 from dca.foundation import documents, runner
 from dca.foundation.errors import DcaError
-from dca.foundation.runner import Supervision
-from dca.matrix.engine import Seen, work
+from dca.foundation.runner import Completed, Supervision
+from dca.matrix.engine import Kind, Seen, work
 from dca.matrix.values import Job
 
 if TYPE_CHECKING:
     from submitit import SlurmJob
 
-PROGRAMS = ("sbatch", "squeue", "scancel", "srun")
+PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "srun")
 QUEUE_SECONDS = 60.0
 RESULT_SECONDS = 5.0
 """How long after a job's end its result may take to be seen here, since folders are shared."""
@@ -39,7 +39,12 @@ HOPELESS = {
         "give it more with `--slurm mem=…`; `dca matrix --format json` shows what each job asks for.",
     ),
 }
+LIMITED = "give it more time with `--slurm time=MINUTES`, or another partition; finished objects are kept."
 """States in which another try would end the same way, or is not wanted: why, and what to do."""
+GPUS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"}
+"""Options of sbatch that ask for GPUs, in place of which a job of one kind of GPU has its own."""
+UNUSABLE = ("down", "drain", "fail", "error", "inval", "maint", "reserved")
+"""How states of nodes begin on which no job of ours starts."""
 OWN = {
     "array",
     "error",
@@ -130,8 +135,28 @@ class Slurm:
         self._cells |= {identity: cell for cell, identity in found.items()}
         return found
 
-    def submit(self, job: Job) -> str:
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of GPUs of the partition's nodes, by name: those of the default partition if none is given.
+
+        Raises:
+            DcaError: DCA-171 when Slurm does not answer.
+        """
+        partition = str(self.given.get("partition", ""))
+        chosen = [f"--partition={partition}"] if partition else []
+        done = _ask(["sinfo", "--noheader", "--format=%P|%G|%D|%T", *chosen])
+        if not done.ok:
+            raise _silent(done)
+        lines = [line.split("|") for line in done.tail if line.count("|") == len("PGDT") - 1]
+        default = [line for line in lines if line[0].endswith("*")]
+        # Without a default one sbatch says that a partition must be named.
+        return kinds_of((gres, int(count), state) for _, gres, count, state in (not partition and default) or lines)
+
+    def submit(self, job: Job, kind: Kind | None = None) -> str:
         """Submit a job; its id.
+
+        Args:
+            job: what it runs.
+            kind: of the node, of which it gets one GPU; None for any node.
 
         Raises:
             DcaError: DCA-171 when Slurm rejects it.
@@ -142,7 +167,7 @@ class Slurm:
         folder = self.folder / job.id
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.SlurmExecutor(folder)
-        executor.update_parameters(**self.parameters(job))
+        executor.update_parameters(**self.parameters(job, kind))
         argv = (sys.executable, "-m", *job.command, *self.words)
         try:
             # What sbatch says is in the error.
@@ -161,9 +186,11 @@ class Slurm:
         self._cells[identity] = job.id
         return identity
 
-    def parameters(self, job: Job) -> dict[str, Any]:
-        """What submitit is told of a job, by the names of its parameters."""
-        given = {key.replace("-", "_"): value for key, value in self.given.items()}
+    def parameters(self, job: Job, kind: Kind | None = None) -> dict[str, Any]:
+        """What submitit is told of a job, by the names of its parameters; the arguments are those of `submit`."""
+        given = {key.replace("-", "_"): value for key, value in self.given.items() if not (kind and key in GPUS)}
+        if kind:
+            given["gres"] = kind.asked
         memory = {} if given.keys() & {"mem_per_cpu", "mem_per_gpu"} else {"mem": f"{job.gib}G"}
         return {
             "job_name": f"{self.prefix}{job.id}",
@@ -220,7 +247,7 @@ class Slurm:
         since = self._gone.setdefault(identity, time.monotonic())
         if time.monotonic() - since < RESULT_SECONDS:
             return None
-        why, remedy = HOPELESS.get(state, ("", ""))
+        why, remedy = HOPELESS.get(state, ("", LIMITED if state == "TIMEOUT" else ""))
         said = f"Slurm says {state}: {why or reason}".rstrip(": ") if state else "Slurm has forgotten it"
         log = self._log(self._cells[identity])
         return Seen(
@@ -274,17 +301,44 @@ class Slurm:
         form = "--format=%i|%T|%N|%j|%r"
         done = _ask(["squeue", f"--user={os.getuid()}", "--noheader", form, *words])
         if not done.ok:
-            raise DcaError(
-                "DCA-171",
-                "Slurm does not answer.",
-                why=" ".join(done.tail[-2:]),
-                remedy="try `squeue`; when it answers, run the same command again: jobs that were submitted go on.",
-            )
+            raise _silent(done)
         lines = [line.split("|", 4) for line in done.tail]
         return {line[0]: (line[1], line[2], line[3], line[4]) for line in lines if len(line) == len(form.split("|"))}
 
 
-def _ask(argv: Sequence[str]) -> runner.Completed:
+def kinds_of(nodes: Iterable[tuple[str, int, str]]) -> tuple[Kind, ...]:
+    """The kinds of GPUs of nodes.
+
+    Args:
+        nodes: as sinfo lists them: the generic resources, such as `gpu:h100:8(S:0-1),mps:400`, the number of nodes that
+            have these, and their state.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    for gres, count, state in nodes:
+        for word in dict.fromkeys(re.sub(r"\([^)]*\)", "", gres).split(",")):
+            name, *parts = word.split(":")
+            typed = [part for part in parts[:-1] if part != "no_consume"]
+            if name == "gpu" and parts:
+                found.setdefault(":".join([name, *typed]), []).append((count, state))
+    kinds = []
+    for name, having in sorted(found.items()):
+        states = sorted({state.rstrip("*~#!%$@^-+") for _, state in having})
+        down = all(state.startswith(UNUSABLE) for state in states)
+        why = f"its nodes are {' or '.join(states)}" if down else ""
+        kinds.append(Kind(name, f"{name}:1", sum(count for count, _ in having), why))
+    return tuple(kinds)
+
+
+def _silent(done: Completed) -> DcaError:
+    return DcaError(
+        "DCA-171",
+        "Slurm does not answer.",
+        why=" ".join(done.tail[-2:]),
+        remedy="try `squeue`; when it answers, run the same command again: jobs that were submitted go on.",
+    )
+
+
+def _ask(argv: Sequence[str]) -> Completed:
     """Run a program of Slurm, which may take minutes to answer."""
     watch = Supervision(keep_lines=1_000_000, guarded=False)
     return runner.run(argv, env=dict(os.environ), timeout=QUEUE_SECONDS, supervision=watch)

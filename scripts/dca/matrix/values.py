@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from dca.compile.compiler_cache import CacheUse
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import ExitCode, of_code
@@ -149,6 +151,38 @@ class WheelResult(Value):
     seconds: float
 
 
+NodeState = Literal["queued", "testing", "passed", "failed", "untested", "not run"]
+"""`untested` could not be tested, or not completely; `not run` has a reason that is no fault of the wheel."""
+
+
+class NodeResult(Value):
+    """The smoke test of a wheel on one kind of GPU node.
+
+    Args:
+        plan: identity of the wheel.
+        version: of the wheel.
+        kind: of the node, such as gpu:h100.
+        state: how far it is; at the end `passed`, `failed`, `untested` or `not run`.
+        proven: what was proven, at the level that the node allows; None if nothing was.
+        device: the GPU that the cases ran on; empty if they ran on none.
+        report: file of the whole report, which is part of the wheel's evidence.
+        trouble: why it did not pass.
+        job: its job's id; empty for one that an earlier run had done.
+        node: where that job ran.
+    """
+
+    plan: str
+    version: str
+    kind: str
+    state: NodeState
+    proven: Proven | None = None
+    device: str = ""
+    report: str = ""
+    trouble: Trouble | None = None
+    job: str = ""
+    node: str = ""
+
+
 class Outcome(Document):
     """The report of a matrix.
 
@@ -159,6 +193,7 @@ class Outcome(Document):
         seconds: how long it took.
         cells: every cell, in the order in which wheels are built; those that cannot be built come last.
         wheels: those that were built or found.
+        nodes: their smoke tests on each kind of GPU node; not written without `--smoke nodes`.
         index: the index that they were published to; empty if they were not.
         added: wheels that were not published before.
         unpublished: why publishing failed.
@@ -172,6 +207,7 @@ class Outcome(Document):
     seconds: float = 0.0
     cells: tuple[CellResult, ...]
     wheels: tuple[WheelResult, ...] = ()
+    nodes: tuple[NodeResult, ...] = Field(default=(), exclude_if=lambda nodes: not nodes)
     index: str = ""
     added: tuple[str, ...] = ()
     unpublished: Trouble | None = None

@@ -191,6 +191,9 @@ def admit(
         if report.kind == LOCK:
             _refuse_unfit(wheel, report)
         texts[report.kind + report.suffix] = (report.content, report.says)
+    for name, content_of_node in evidence.of_nodes(sha256, cache).items():
+        if node := _smoke_report(Path(name), content_of_node, sha256):
+            texts[name] = (node.content, node.says)
     proofs = {proof.kind: proof for proof in record.evidence}
     contents: dict[str, bytes] = {}
     for name, (text, words) in texts.items():
@@ -262,12 +265,14 @@ def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
 
 def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
     failed = [case for case in smoke.cases if not case.passed and not case.overlay]
+    node = f" --node {smoke.node}" if smoke.node else ""
     if failed:
         raise DcaError(
             "DCA-901",
             f"{wheel.name} is not published: its smoke test failed.",
             why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, first {failed[0].name}.",
-            remedy=f"fix it; if the report is out of date, run all cases: `dca smoke --level {smoke.level} {wheel}`.",
+            remedy="fix it; if the report is out of date, run all cases: "
+            f"`dca smoke --level {smoke.level}{node} {wheel}`.",
         )
 
 
@@ -290,9 +295,13 @@ def _refuse_unfit(wheel: Path, report: Report) -> None:
 
 def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
     """The report of a failed `dca smoke` of this wheel, else of the last complete one."""
-    path = Path(evidence.SMOKE)
+    return _smoke_report(Path(evidence.SMOKE), own.get(evidence.SMOKE, b""), sha256)
+
+
+def _smoke_report(path: Path, content: bytes, sha256: str) -> Report | None:
+    """A report of `dca smoke` as it is published; None if it is damaged, or of another wheel."""
     try:
-        smoke = documents.parse(Smoke, own.get(evidence.SMOKE, b""), path)
+        smoke = documents.parse(Smoke, content, path)
     except DcaError:
         return None
     if smoke.sha256 != sha256:
@@ -306,7 +315,10 @@ def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
 def _smoke(smoke: Smoke) -> str:
     cases = [case for case in smoke.cases if not case.overlay]
     passed = sum(case.passed for case in cases)
-    return f"{smoke.level}: {passed} of {len(cases)} cases passed" + (", not all were run" if smoke.partial else "")
+    where = f" on {smoke.node}" if smoke.node else ""
+    return f"{smoke.level}{where}: {passed} of {len(cases)} cases passed" + (
+        ", not all were run" if smoke.partial else ""
+    )
 
 
 def _inspected(inspected: Inspection) -> str:

@@ -14,14 +14,14 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dca import inspection
-from dca.catalogue import machine, recipes
+from dca.catalogue import archs, machine, recipes
 from dca.catalogue.recipes import KERNELS
 from dca.contract import values as contract
 from dca.emulation.recording import Wish
@@ -32,7 +32,7 @@ from dca.foundation.run import Run
 from dca.smoke import emulated, static, subject
 from dca.smoke.emulated import EmulatedGpu
 from dca.smoke.subject import Subject
-from dca.smoke.values import INCLUDED, CaseResult, Level, ProvenSource, Smoke
+from dca.smoke.values import INCLUDED, CaseResult, Level, ProvenSource, Smoke, folder_of
 from dca.toolchain.environments import WORKERS
 
 __all__ = ["SEEDS", "CaseResult", "Level", "Request", "Smoke", "drawn_seed", "smoke"]
@@ -98,6 +98,7 @@ class Request:
         words: of the command line, without the overlays, to repeat a case.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
         record: what to record of the launches of the level `kernels`, to replay them on a GPU; None for nothing.
+        node: the kind of machine that this is, such as gpu:h100, which has reports of its own; empty for none.
     """
 
     wheel: Path
@@ -113,6 +114,7 @@ class Request:
     words: tuple[str, ...] = ()
     visible: str | None = None
     record: Wish | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,14 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     """Prove a wheel.
 
     Returns:
-        The findings, which may be failures. They are also in `smoke.json` in the run's folder. `smoke-LEVEL.json` has
-        the last findings of a level about the unchanged wheel: that every case passes, or that any case fails.
+        The findings, which may be failures. They are also in `smoke.json` in the run's folder, or in that of the kind
+        of machine there. `smoke-LEVEL.json` has the last findings of a level about the unchanged wheel: that every
+        case passes, or that any case fails.
 
     Raises:
-        DcaError: DCA-802 when the wheel or the machine does not allow the proof, DCA-803 and 804 when the cases cannot
-            be run, and the errors of creating an environment and fetching a source.
+        DcaError: DCA-802 when the wheel or the machine does not allow the proof, DCA-841 when the wheel has no code for
+            the GPU, DCA-803 and 804 when the cases cannot be run, and the errors of creating an environment and
+            fetching a source.
     """
     started = time.monotonic()
     if request.wheel.is_file():
@@ -187,6 +191,9 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         request = replace(request, level="static")
     task = _task(request, about, left_out=bool(left_out))
     run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
+    if request.node:
+        # Several may run at a time, on machines that share the cache.
+        run = run / folder_of(request.node)
     cases = static.check(inspected, about.recipe)
     findings = _Findings(cases=[case for case in cases if not request.cases or case.name in request.cases])
     if task.level != "static":
@@ -206,6 +213,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         python=findings.environment.get("python", ""),
         torch=findings.environment.get("torch", ""),
         device=findings.environment.get("device", ""),
+        node=request.node,
         seed=request.seed,
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
@@ -248,7 +256,7 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
 
     Raises:
         DcaError: DCA-838 when the level `kernels` is asked for and the wheel's PTX is not there, DCA-839 when the file
-            with it is damaged.
+            with it is damaged, DCA-841 when the wheel has no code for the GPU.
     """
     if left_out:
         return _Task(request, "static" if request.level == "static" else "cpu")
@@ -260,7 +268,10 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
         )
     if request.level == "kernels" or request.level == "engine":
         return _Task(request, request.level, emulated.choose(about))
-    level = request.level or ("gpu" if machine.gpus() else "cpu")
+    cards = machine.visible(machine.gpus(), request.visible)
+    level = request.level or ("gpu" if cards else "cpu")
+    if level == "gpu":
+        _check_cards(about, cards)
     if request.level or level == "gpu" or request.cases or request.overlays:
         return _Task(request, level)
     try:
@@ -269,6 +280,27 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
         if error.code != "DCA-838":
             raise
         return _Task(request, level, no_sample=f"a sample of the kernels without a GPU: {error.why}")
+
+
+def _check_cards(about: Subject, cards: Sequence[machine.Gpu]) -> None:
+    """Reject a wheel that none of the GPUs can run: its kernels would fail, and nothing is wrong with it.
+
+    Raises:
+        DcaError: DCA-841.
+    """
+    unfit = {
+        card: [m.path for m in about.proven if archs.how_reached(card.arch, m.exact_sass, m.exact_ptx) == archs.NOT]
+        for card in dict.fromkeys(cards)
+    }
+    if unfit and all(unfit.values()):
+        codes = sorted({code for m in about.proven for code in (*m.sass, *(f"{ptx}+PTX" for ptx in m.ptx))})
+        paths = dict.fromkeys(path for missing in unfit.values() for path in missing)
+        raise DcaError(
+            "DCA-841",
+            f"{about.wheel.name} has no code for {' or '.join(f'{card.name} ({card.arch})' for card in unfit)}.",
+            why=f"{' and '.join(paths)} cannot run there; the wheel's kernels are for {', '.join(codes) or 'no arch'}.",
+            remedy="build one with `dca wheel --arch`, or use `--level kernels` or `--level cpu`, which need no GPU.",
+        )
 
 
 def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
@@ -309,7 +341,8 @@ def _not_proven(task: _Task, findings: _Findings, *, bare: bool) -> tuple[str, .
 
 def _repeatable(case: CaseResult, request: Request) -> CaseResult:
     overlay = ["--overlay", case.overlay] if case.overlay else []
-    words = ["dca", "smoke", *request.words, *overlay, "--level", case.level, "--case", case.name]
+    node = ["--node", request.node] if request.node else []
+    words = ["dca", "smoke", *request.words, *overlay, *node, "--level", case.level, "--case", case.name]
     words += [] if case.seed is None else ["--seed", str(case.seed)]
     return case.model_copy(update={"repeat": shlex.join(words)})
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
 
 Level = Literal["static", "engine", "cpu", "kernels", "gpu"]
 LEVELS: tuple[Level, ...] = ("static", "engine", "cpu", "kernels", "gpu")
@@ -19,8 +23,19 @@ INCLUDED: dict[Level, tuple[Level, ...]] = {
     "gpu": ("static", "cpu"),
 }
 """The levels whose cases also run at a level."""
+MOST_SHOWN = 5
+"""How many cases a message names."""
 KNOWN = "known fault"
 """The figure of a passed case that names a fault which harms no result of dual chunk attention."""
+
+
+def folder_of(node: str) -> str:
+    """The folder, within that of a wheel's reports, of those of one kind of machine.
+
+    Args:
+        node: the kind, such as gpu:h100.
+    """
+    return f"node-{re.sub(r'[^a-z0-9]+', '-', node.lower())}"
 
 
 class CaseResult(Value):
@@ -52,6 +67,11 @@ class CaseResult(Value):
     seconds: float = 0.0
     repeat: str = ""
 
+    @property
+    def place(self) -> str:
+        """Its name, with the folder that it was run with."""
+        return f"{self.name} with {self.overlay}" if self.overlay else self.name
+
 
 class ProvenSource(Value):
     """A source file that was run.
@@ -78,6 +98,7 @@ class Smoke(Document):
         python: version of Python; empty for `static`.
         torch: version of torch; empty for `static`.
         device: the GPU, which may be emulated; empty without one.
+        node: the kind of machine that it was run for, such as gpu:h100; empty, and not written, if none was named.
         sources: the files that were run, with their hashes.
         partial: whether only some of the cases were run, or could be tested.
         not_proven: what was not proven, in words.
@@ -99,6 +120,7 @@ class Smoke(Document):
     python: str = ""
     torch: str = ""
     device: str = ""
+    node: str = Field(default="", exclude_if=lambda node: not node)
     seed: int
     sources: tuple[ProvenSource, ...] = ()
     cases: tuple[CaseResult, ...]
@@ -128,6 +150,32 @@ class Smoke(Document):
         return tuple(case for case in self.cases if case.tested and not case.passed)
 
     @property
+    def error(self) -> DcaError | None:
+        """What is wrong, for a command to end with: DCA-801 or DCA-834; None when every case passed."""
+        if failed := self.failed:
+            return DcaError(
+                "DCA-801",
+                f"{self.wheel} computes wrong results: {len(failed)} of {len(self.cases)} cases failed.",
+                why=_reasons(failed),
+                remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
+            )
+        if untested := self.untested:
+            return DcaError(
+                "DCA-834",
+                f"{len(untested)} of {len(self.cases)} cases of {self.wheel} could not be tested; the others passed.",
+                why=_reasons(untested),
+                remedy="provide what is missing, where that is possible; nothing was found wrong with the wheel. "
+                f"Repeat one case: {untested[0].repeat}",
+            )
+        return None
+
+    @property
     def untested(self) -> tuple[CaseResult, ...]:
         """The cases that could not be tested."""
         return tuple(case for case in self.cases if not case.tested)
+
+
+def _reasons(cases: tuple[CaseResult, ...]) -> str:
+    rest = len(cases) - MOST_SHOWN
+    lines = [f"{case.place}: {case.detail}" for case in cases[:MOST_SHOWN]]
+    return "\n".join([*lines, *([f"and {rest} more."] if rest > 0 else [])])

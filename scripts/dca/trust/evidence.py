@@ -11,7 +11,7 @@ from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import metadata
 from dca.pipeline.wheel import Made
-from dca.smoke.values import LEVELS, Smoke
+from dca.smoke.values import LEVELS, Level, Smoke
 from dca.trust.signing import Signer
 from dca.wheelfile import provenance, sbom
 
@@ -34,7 +34,8 @@ MOST_BYTES = 1 << 26
 def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
     """The evidence for a wheel on this machine: the bill of materials inside it, and the records of earlier runs.
 
-    Among the smoke reports it is a failed one, if any, else the one of the highest level.
+    Among the smoke reports, those of each kind of machine too, it is a failed one, if any, else the one of the highest
+    level.
 
     Raises:
         DcaError: DCA-701 if it is not a wheel.
@@ -44,12 +45,27 @@ def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
         build = documents.read_if_whole(Made, record)
         if build and build.sha256 == sha256:
             files |= read(record.parent, (PROVENANCE, INSPECTION))
-    reports = read(
-        cache.root / "run" / f"smoke-{sha256[:16]}", tuple(f"smoke-{level}.json" for level in reversed(LEVELS))
-    ).values()
-    # A report that passed does not outweigh one that failed: it may be older.
+    folder = cache.root / "run" / f"smoke-{sha256[:16]}"
+    by_place = [_of_levels(place) for place in (folder, *sorted(folder.glob("node-*")))]
+    reports = [found[level] for level in reversed(LEVELS) for found in by_place if level in found]
+    # A report that passed does not outweigh one that failed: it may be older, or of another kind of machine.
     ranked = [*filter(_fails, reports), *reports]
     return files | ({SMOKE: ranked[0]} if ranked else {})
+
+
+def _of_levels(folder: Path) -> dict[Level, bytes]:
+    """The smoke reports that a folder keeps, by level."""
+    found = read(folder, tuple(f"smoke-{level}.json" for level in LEVELS))
+    return {level: found[name] for level in LEVELS if (name := f"smoke-{level}.json") in found}
+
+
+def of_nodes(sha256: str, cache: store.Store) -> dict[str, bytes]:
+    """The smoke reports of a wheel that kinds of machines have, the highest level of each, by file names."""
+    found = {}
+    for folder in sorted((cache.root / "run" / f"smoke-{sha256[:16]}").glob("node-*")):
+        if reports := _of_levels(folder):
+            found[f"smoke-{folder.name}.json"] = next(reports[level] for level in reversed(LEVELS) if level in reports)
+    return found
 
 
 def _fails(report: bytes) -> bool:
