@@ -44,6 +44,25 @@ def test_a_remote_is_the_one_whose_variable_is_set(env: dict[str, str], kind: st
     assert [found.shared for found in compiler_caches.look(env)] == [kind or "", ""]
 
 
+@pytest.mark.parametrize(
+    ("text", "scheduler"),
+    [
+        ('[dist]\nscheduler_url = "http://a:1"\n', "SCCACHE_CONF"),
+        ('[dist]\nscheduler_url = ""\n', ""),
+        ("[dist.auth]\ntype = 'token'\n", ""),
+        ("dist = 1\n", ""),
+        ("[dist\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_scheduler_of_builders_is_read_from_the_settings(text: str | None, scheduler: str, tmp_path: Path) -> None:
+    file = tmp_path / "conf.toml"
+    if text is not None:
+        file.write_text(text)
+    assert [found.scheduler for found in compiler_caches.look({"SCCACHE_CONF": str(file)})] == [scheduler, ""]
+    assert not any(found.scheduler for found in compiler_caches.look({}))
+
+
 @pytest.mark.parametrize(("said", "version"), [("ccache version 4.9.1", "4.9.1"), ("what?", "")])
 def test_ccache_is_the_one_on_path(said: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = program(tmp_path / "ccache", f"echo '{said}'")

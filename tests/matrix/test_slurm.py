@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import pytest
 from dca.foundation import store
 from tests.support import link_cache, wait_for
 from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, states
-from tests.support.slurm import Cluster, cluster, workers
+from tests.support.slurm import WATCHED, Cluster, cluster, lines, workers
 from tests.support.toy import Toy
 
 pytestmark = [pytest.mark.whole, pytest.mark.network]
@@ -129,6 +130,50 @@ def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     # Neither left anything half done: the same command builds it.
     code, done, err = driver.run(toy.write('arch = ["9.0"]'))
     assert (code, states(done)) == (0, ["built"]), err
+
+
+def test_a_cell_whose_time_runs_out_says_how_to_give_it_more_and_the_others_go_on(
+    slurm: Cluster, alone: dict[str, str], fresh: Callable[[], Driver]
+) -> None:
+    driver, before = fresh(), len(slurm.jobs())
+    process = driver.start(driver.toy.write(TWO), "--slurm", "time=1")
+    while process.poll() is None:
+        # A compiler that gets no further; dca itself can answer the signal that a job gets at its end.
+        for one, line in lines():
+            if "csrc/more.cu" in line and str(driver.toy.cache) in line:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGSTOP)
+        time.sleep(0.1)
+    code, done, err = driver.end(process)
+    assert (code, sorted(states(done))) == (1, ["built", "failed"]), err
+    (trouble,) = [cell.trouble for cell in done.failed]
+    assert trouble is not None
+    assert trouble.code == "DCA-170"
+    assert "Slurm says TIMEOUT" in trouble.why
+    assert "`--slurm time=MINUTES`" in trouble.remedy
+    assert slurm.jobs()[before:].count("TIMEOUT") >= 4
+    assert driver.wheels.items() < alone.items()
+    code, done, err = driver.run(driver.toy.write(TWO), "--slurm", "time=30")
+    assert (code, sorted(states(done))) == (0, ["built", "unchanged"]), err
+    assert driver.wheels == alone
+
+
+def test_a_cell_that_takes_too_much_memory_is_given_up_at_once_and_the_others_go_on(
+    alone: dict[str, str], fresh: Callable[[], Driver], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with cluster(tmp_path_factory.mktemp("slurm"), WATCHED) as slurm:
+        driver = fresh()
+        driver = Driver(driver.toy, site(slurm), driver.out)
+        code, done, err = driver.run(driver.toy.write('with = ["hungry", "more"]'), "--slurm", "mem=1500M")
+        assert (code, sorted(states(done))) == (1, ["built", "failed"]), err
+        (trouble,) = [cell.trouble for cell in done.failed]
+        assert trouble is not None
+        assert trouble.code == "DCA-170"
+        assert "took more memory than it asked for" in trouble.why
+        assert "`--slurm mem=" in trouble.remedy
+        # The same would happen again.
+        assert len(slurm.jobs()) == 2
+        assert driver.wheels.items() < alone.items()
 
 
 def test_a_driver_that_is_stopped_says_how_to_end_its_jobs(toy: Toy, slurm: Cluster, tmp_path: Path) -> None:

@@ -976,9 +976,9 @@ def test_a_refusal_says_why_and_what_works_instead(
     assert all(remedy in reason.remedy for remedy in remedies)
 
 
-def caches(shared: str = "", ccache: str = "") -> tuple[FoundCache, ...]:
+def caches(shared: str = "", ccache: str = "", scheduler: str = "") -> tuple[FoundCache, ...]:
     return (
-        FoundCache(name="sccache", version="0.16.0", shared=shared),
+        FoundCache(name="sccache", version="0.16.0", shared=shared, scheduler=scheduler),
         FoundCache(name="ccache", version=ccache, path="/usr/bin/ccache" if ccache else ""),
     )
 
@@ -993,6 +993,9 @@ def caches(shared: str = "", ccache: str = "") -> tuple[FoundCache, ...]:
         ("ccache", caches("Redis", ccache="4.7.5"), "ccache", "requested with --compiler-cache ccache."),
         ("ccache", caches(), None, "ccache is not on PATH."),
         ("ccache", (), None, "ccache is not on PATH."),
+        ("auto", caches(scheduler="CONF"), None, "CONF names a scheduler: --compiler-cache sccache uses its builders."),
+        ("auto", caches("S3", scheduler="CONF"), "sccache", "Builders of the scheduler that CONF names compile too."),
+        ("sccache", caches(scheduler="CONF"), "sccache", "Builders of the scheduler that CONF names compile too."),
     ],
 )
 def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(

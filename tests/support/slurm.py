@@ -47,14 +47,19 @@ SlurmdTimeout=10
 KillWait=2
 JobRequeue=1
 GresTypes=gpu
+{more}
 {nodes}
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=off Nodes=n2 MaxTime=60 State=DOWN
 """
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Boards=1 SocketsPerBoard=1 "
-    "CoresPerSocket=4 ThreadsPerCore=1 RealMemory=6000 Gres=gpu:1"
+    "CoresPerSocket=4 ThreadsPerCore=1 RealMemory=6000 Gres=gpu:{gpu}:1"
 )
+GPUS = dict(zip(NODES, ("a100", "h100"), strict=True))
+"""What the nodes call the GPU that they do not have."""
+# A cluster that ends jobs which take more memory than they asked for, without control groups.
+WATCHED = "JobAcctGatherType=jobacct_gather/linux\nJobAcctGatherFrequency=1\nJobAcctGatherParams=OverMemoryKill"
 # $1 is munge's folder, $2 the folder of the daemons' programs, $3 that of logs, $4 a folder which is a small disk of
 # the first node's own.
 START = """
@@ -114,9 +119,9 @@ class Cluster:
     def stop(self, node: str) -> None:
         """Let a node fail: its daemon, and all that runs there."""
         begin = f"slurmd-wlm -d {self.root}/"
-        (daemon,) = [p for p, line in _lines() if line.startswith(begin) and line.endswith(f" -N {node}")]
+        (daemon,) = [p for p, line in lines() if line.startswith(begin) and line.endswith(f" -N {node}")]
         space = (Path("/proc") / str(daemon) / "ns/mnt").readlink()
-        for process, _ in _lines():
+        for process, _ in lines():
             with contextlib.suppress(OSError):
                 if (Path("/proc") / str(process) / "ns/mnt").readlink() == space:
                     os.kill(process, signal.SIGKILL)
@@ -128,11 +133,11 @@ class Cluster:
 
 def workers(out: Path) -> list[int]:
     """Processes of jobs that build wheels in a folder: those of dca, and those of submitit above them."""
-    found = [process for process, line in _lines() if f" --out {out} " in line and " --cell " in line]
-    return [*found, *(process for process, line in _lines() if "submitit.core._submit" in line)]
+    found = [process for process, line in lines() if f" --out {out} " in line and " --cell " in line]
+    return [*found, *(process for process, line in lines() if "submitit.core._submit" in line)]
 
 
-def _lines() -> list[tuple[int, str]]:
+def lines() -> list[tuple[int, str]]:
     """All processes with their command lines."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -144,11 +149,12 @@ def _lines() -> list[tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
+def cluster(folder: Path, more: str = "") -> Iterator[Cluster]:
     """A cluster for the time of the block; skips the test where it cannot be had.
 
     Args:
         folder: an empty one, with a short path: sockets are in it.
+        more: further lines of its configuration.
     """
     needed = ("unshare", "setpriv", "apt-get", "dpkg", "mount")
     if os.geteuid() != 0 or not all(map(shutil.which, needed)):
@@ -166,10 +172,15 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     (folder / "munge/key").write_bytes(os.urandom(1024))
     (folder / "munge/key").chmod(0o600)
     (folder / "gpu").touch()
-    (folder / "gres.conf").write_text("".join(f"NodeName={name} Name=gpu File={folder}/gpu\n" for name in NODES))
+    (folder / "gres.conf").write_text(
+        "".join(f"NodeName={name} Name=gpu Type={GPUS[name]} File={folder}/gpu\n" for name in NODES)
+    )
     host, ports = socket.gethostname().partition(".")[0], free_ports(1 + len(NODES))
-    lines = [NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports[1:], strict=True)]
-    text = CONFIG.format(folder=folder, root=root, library=LIBRARY, host=host, ports=ports, nodes="\n".join(lines))
+    nodes = "\n".join(
+        NODE.format(name=name, host=host, port=port, gpu=GPUS[name])
+        for name, port in zip(NODES, ports[1:], strict=True)
+    )
+    text = CONFIG.format(folder=folder, root=root, library=LIBRARY, host=host, ports=ports, nodes=nodes, more=more)
     (folder / "slurm.conf").write_text(text)
     namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
     words: list[str | Path] = [

@@ -24,6 +24,16 @@ __global__ void twice(float *values, int count) {
 }
 extern "C" void NAME(float *values, int count) { twice<<<(count + 31) / 32, 32>>>(values, count); }
 """
+# A list of 16 million numbers, for which a compiler takes more memory than a job of the toy's asks for.
+HUNGRY = """\
+#define A 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,
+#define B A A A A A A A A A A A A A A A A
+#define C B B B B B B B B B B B B B B B B
+#define D C C C C C C C C C C C C C C C C
+#define E D D D D D D D D D D D D D D D D
+#define F E E E E E E E E E E E E E E E E
+extern "C" const int numbers[] = {F};
+"""
 # As CUDA's own header says it of a compiler that is too new.
 BROKEN = "#error -- unsupported GNU version! gcc versions later than 13 are not supported!\n"
 RECIPE = """\
@@ -77,6 +87,11 @@ sources = ["csrc/more.cu"]
 module = "_C"
 why = "a kernel that does not compile"
 sources = ["csrc/broken.cu"]
+
+[groups.hungry]
+module = "_C"
+why = "numbers that take much memory to compile"
+sources = ["csrc/hungry.cpp"]
 """
 # A module of the limited API, as upstream's register themselves.
 MODULE = """\
@@ -122,6 +137,7 @@ class Toy:
         for name in ("toy", "more"):
             source.write(f"csrc/{name}.cu", KERNEL.replace("NAME", name).replace("twice", f"twice_{name}").encode())
         source.write("csrc/broken.cu", BROKEN.encode())
+        source.write("csrc/hungry.cpp", HUNGRY.encode())
         source.write("csrc/module.cpp", MODULE.encode())
         recipes = folder / "tool/build/recipes"
         recipes.mkdir()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -14,6 +16,11 @@ from pydantic import AfterValidator, Field
 from dca.catalogue.recipes import Name
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 CacheOption = Literal["auto", "sccache", "ccache", "off"]
 """The values of --compiler-cache; the names in it are those of the data files."""
@@ -70,6 +77,29 @@ class Break(Value):
     source: str
 
 
+class Distribution(Value):
+    """Where a cache's settings name a scheduler, which has other machines compile.
+
+    Args:
+        variable: that names the file of settings, in TOML.
+        table: of that file.
+        key: of the table, with the scheduler's address.
+    """
+
+    variable: Variable
+    table: str
+    key: str
+
+    def configured(self, env: Mapping[str, str]) -> bool:
+        """Whether there is a scheduler; False for a file that cannot be read, of which the build says what is wrong."""
+        try:
+            settings = tomllib.loads(Path(env.get(self.variable, os.devnull)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        table = settings.get(self.table)
+        return isinstance(table, dict) and bool(table.get(self.key))
+
+
 class CompilerCache(Value):
     """A compiler cache.
 
@@ -86,6 +116,7 @@ class CompilerCache(Value):
     passed: tuple[str, ...]
     remotes: tuple[Remote, ...] = ()
     breaks: tuple[Break, ...] = ()
+    distribution: Distribution | None = None
 
     def broken(self, version: str, cuda: str) -> Break | None:
         """Why a version of it does not work with a version of CUDA; None if nothing is known against it."""
@@ -107,12 +138,14 @@ class FoundCache(Value):
         version: that would be used; empty if it is not installed.
         path: of the one on PATH; empty if it is installed from a lock.
         shared: the kind of remote that the caller's variables configure; empty for none.
+        scheduler: the variable whose file names a scheduler of other machines that compile; empty for none.
     """
 
     name: str
     version: str
     path: str = ""
     shared: str = ""
+    scheduler: str = ""
 
 
 def load_all() -> tuple[CompilerCache, ...]:
@@ -140,6 +173,14 @@ def look(env: Mapping[str, str] | None = None) -> tuple[FoundCache, ...]:
             done = runner.probe([program, "--version"])
             match = re.search(r"\b(\d+(?:\.\d+)+)\b", done.text)
             version, path = (match[1], program) if done.ok and match else ("", "")
-        remote = cache.remote(env)
-        found.append(FoundCache(name=cache.name, version=version, path=path, shared=remote.kind if remote else ""))
+        remote, others = cache.remote(env), cache.distribution
+        found.append(
+            FoundCache(
+                name=cache.name,
+                version=version,
+                path=path,
+                shared=remote.kind if remote else "",
+                scheduler=others.variable if others and others.configured(env) else "",
+            )
+        )
     return tuple(found)

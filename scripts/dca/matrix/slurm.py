@@ -225,18 +225,26 @@ class Slurm:
             with contextlib.suppress(OSError):
                 # A folder of a network file system is read anew after a change of its mode.
                 job.paths.folder.chmod(job.paths.folder.stat().st_mode)
-            if job.paths.result_pickle.exists():
-                seen[identity] = self._result(job)
-            elif queue is not None:
-                state, node, _, reason = queue.get(identity, ("", "", "", ""))
-                one = self._without_result(identity, state, node, reason)
-                if one is not None:
-                    seen[identity] = one
+            error = None
+            if job.paths.result_pickle.exists() and (error := job.exception()) is None:
+                seen[identity] = Seen("ended", node=self._nodes.get(identity, ""), report=job.result())
+            elif queue is not None and (one := self._without_result(identity, queue.get(identity), error)):
+                seen[identity] = one
         if silent and not seen:
             raise silent
         return seen
 
-    def _without_result(self, identity: str, state: str, node: str, reason: str) -> Seen | None:
+    def _without_result(
+        self, identity: str, found: tuple[str, str, str, str] | None, error: Exception | None
+    ) -> Seen | None:
+        """What becomes of a job that has left no report; None while that is not clear.
+
+        Args:
+            identity: of the job.
+            found: what squeue says of it, as `_queue` returns it; None if it has forgotten it.
+            error: with which it ended, if it could say so. Slurm knows why, as when its time ran out.
+        """
+        state, node, _, reason = found or ("", "", "", "")
         if state in QUEUED | RUNNING:
             # Also after its node failed, when Slurm queues it again.
             self._gone.pop(identity, None)
@@ -250,22 +258,15 @@ class Slurm:
         why, remedy = HOPELESS.get(state, ("", LIMITED if state == "TIMEOUT" else ""))
         said = f"Slurm says {state}: {why or reason}".rstrip(": ") if state else "Slurm has forgotten it"
         log = self._log(self._cells[identity])
+        raised = r"\w[\w.]*(Error|Exception|Interrupted)\b"
+        own = [line for line in str(error or "").splitlines() if re.match(raised, line)][-1:]
         return Seen(
             "ended",
             node=self._nodes.get(identity, ""),
-            why=f"{said.rstrip('.')}. Its log is {log}.",
-            hopeless=bool(why),
+            why=" ".join([f"{said.rstrip('.')}.", *own, f"Its log is {log}."]),
+            hopeless=state in HOPELESS,
             remedy=remedy,
         )
-
-    def _result(self, job: SlurmJob[str]) -> Seen:
-        """The report that a job left, or why it has none."""
-        node = self._nodes.get(job.job_id, "")
-        error = job.exception()
-        if error is None:
-            return Seen("ended", node=node, report=job.result())
-        said = [line for line in str(error).splitlines() if re.match(r"\w[\w.]*(Error|Exception|Interrupted)\b", line)]
-        return Seen("ended", node=node, why=f"{' '.join(said[-1:])} Its log is {self._log(self._cells[job.job_id])}.")
 
     def forget(self, identity: str) -> None:
         """Remove the files of a job, and of those before it of the same cell, but for their log."""

@@ -22,12 +22,17 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
         draft.choose(SUBJECT, "none", "requested with --compiler-cache off.")
         return None
     if asked == "auto":
+        builders = next((cache for cache in found if cache.scheduler), None)
         found = tuple(cache for cache in found if cache.shared)
         if not found:
             reason = (
                 "no variable configures a shared one, and objects are kept in the cache folder anyway. "
                 "--compiler-cache sccache or ccache also keeps those of other patches and options."
             )
+            if builders:
+                reason += (
+                    f" {builders.scheduler} names a scheduler: --compiler-cache {builders.name} uses its builders."
+                )
             draft.choose(SUBJECT, "none", reason)
             return None
     cache = next((cache for cache in found if asked in ("auto", cache.name)), None)
@@ -43,6 +48,8 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
     reason = (
         f"a variable configures {cache.shared}." if asked == "auto" else f"requested with --compiler-cache {asked}."
     )
+    if cache.scheduler:
+        reason += f" Builders of the scheduler that {cache.scheduler} names compile too."
     draft.choose(SUBJECT, f"{cache.name} {cache.version}, {where}", reason)
     return PlannedCache(name=cache.name, version=cache.version, path=cache.path, shared=cache.shared)
 
