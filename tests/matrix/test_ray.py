@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dca.foundation import store
-from tests.matrix.test_running import Matrix
-from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, states
+from dca.foundation import documents, store
+from dca.smoke import Smoke
+from tests.matrix.test_running import PLUGINS, Matrix
+from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, prove_on_nodes, states
 from tests.support.ray_cluster import RayCluster, ray_cluster, ray_python
 from tests.support.toy import Toy
 
@@ -50,6 +52,17 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     # What is there needs no job.
     code, again, err = driver.run(toy.write(TWO))
     assert (code, states(again), {cell.job for cell in again.cells}) == (0, ["unchanged", "unchanged"], {""}), err
+
+
+@pytest.mark.whole
+@pytest.mark.network
+def test_wheels_are_proven_on_each_kind_of_node(ray: RayCluster, tmp_path: Path) -> None:
+    plugins = f"recipe = {json.dumps(PLUGINS)}"
+    code, done, err = prove_on_nodes(site(ray), tmp_path / "out", tmp_path / "cache", plugins)
+    assert (code, states(done), len(done.added)) == (0, ["built", "built"], 2), err
+    assert [(one.kind, one.state) for one in done.nodes] == [("gpu:A100", "passed"), ("gpu:H100", "passed")] * 2
+    assert all(documents.read(Smoke, Path(one.report)).node == one.kind for one in done.nodes)
+    assert len({one.job for one in done.nodes}) == 4
 
 
 @pytest.mark.whole

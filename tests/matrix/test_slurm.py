@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dca.foundation import store
+from dca.foundation import documents, store
+from dca.pipeline.wheel import Made
+from dca.smoke import Smoke
+from tests.matrix.test_running import PLUGINS
 from tests.support import link_cache, wait_for
-from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, states
+from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, prove_on_nodes, states
 from tests.support.slurm import WATCHED, Cluster, cluster, lines, workers
 from tests.support.toy import Toy
 
@@ -56,6 +60,48 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     code, again, err = driver.run(toy.write(TWO))
     assert (code, states(again), len(slurm.jobs())) == (0, ["unchanged", "unchanged"], before + 3), err
     assert driver.wheels == alone
+
+
+def test_wheels_are_proven_on_each_kind_of_node(slurm: Cluster, tmp_path: Path) -> None:
+    before = len(slurm.jobs())
+    words = (site(slurm), tmp_path / "out", tmp_path / "cache", f"recipe = {json.dumps(PLUGINS)}")
+    code, done, err = prove_on_nodes(*words, "--smoke-slurm", "mem=2G")
+    assert (code, states(done), len(done.added)) == (0, ["built", "built"], 2), err
+    # The kind says where it runs.
+    assert [(one.kind, one.state, one.node) for one in done.nodes] == [
+        ("gpu:a100", "passed", "n1"),
+        ("gpu:h100", "passed", "n2"),
+    ] * 2
+    assert all(documents.read(Smoke, Path(one.report)).node == one.kind for one in done.nodes)
+    assert len(slurm.jobs()) == before + 2 + 4
+    # What is built and has passed needs no job.
+    code, done, err = prove_on_nodes(*words)
+    assert (code, states(done), {one.state for one in done.nodes}) == (0, ["unchanged", "unchanged"], {"passed"}), err
+    assert len(slurm.jobs()) == before + 6
+
+
+@pytest.mark.wheel
+def test_the_level_on_a_node_is_what_a_stand_in_driver_of_it_allows(
+    slurm: Cluster, made: Made, cache: store.Store, tmp_path: Path
+) -> None:
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" = n1 ] || exit 9\necho "Tesla T4, 7.5"\n')
+    program.chmod(0o755)
+    out = tmp_path / "out"
+    out.symlink_to(Path(made.wheel).parent)
+    table = f'recipe = "{json.loads((Path(made.run) / "plan.json").read_text())["recipe"]}"'
+    path = f"{slurm.path}:{program.parent}:{os.environ['PATH']}"
+    code, done, err = prove_on_nodes(site(slurm), out, cache.root, table, "--smoke-slurm", "mem=5G", PATH=path)
+    assert (code, states(done)) == (0, ["unchanged"]), err
+    old, none = done.nodes
+    assert (old.kind, old.state, old.node) == ("gpu:a100", "not run", "n1")
+    assert old.trouble is not None
+    assert old.trouble.code == "DCA-841"
+    assert "has no code for Tesla T4 (7.5)." in old.trouble.what
+    assert (none.kind, none.state, none.node) == ("gpu:h100", "passed", "n2")
+    assert none.proven is not None
+    assert none.proven.level == "cpu"
 
 
 @pytest.mark.parametrize(

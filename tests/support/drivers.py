@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dca.foundation import store
 from dca.matrix.values import Outcome
-from tests.support import link_cache, wait_for
+from tests.support import ROOT, link_cache, wait_for
 from tests.support.kills import leftovers
 from tests.support.slurm import workers
 from tests.support.toy import Toy
@@ -85,6 +85,35 @@ class Driver:
     @property
     def published(self) -> list[tuple[str, str]]:
         return [(path.name, store.sha256_file(path)) for path in self.index.rglob("*.whl")]
+
+
+def prove_on_nodes(site: Site, out: Path, cache: Path, table: str, *more: str, **env: str) -> tuple[int, Outcome, str]:
+    """Run a matrix of this project's own recipes on a cluster, and prove its wheels on each kind of node.
+
+    Args:
+        site: the cluster.
+        out: folder of the wheels; the matrix and the index lie beside it.
+        cache: to build in.
+        table: of the matrix.
+        more: further words.
+        env: further variables.
+    """
+    file = out.with_name(f"{out.name}.toml")
+    file.write_text(f'schema = "dca.matrix/1"\n[[include]]\n{table}\n')
+    places = ["--out", out, "--index", out.with_name(f"{out.name}-index"), "--cache-dir", cache]
+    words = ["--executor", site.executor, "--smoke", "nodes", "--json", *more]
+    process = subprocess.Popen(
+        [site.python, "-m", "dca", "matrix", *map(str, [file, *places, *words])],
+        cwd=ROOT,
+        env={**site.within({**os.environ, "PYTHONPATH": str(ROOT / "scripts")}), **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    STARTED.append(process)
+    text, err = process.communicate(timeout=3000)
+    assert text, err
+    return process.returncode, Outcome.model_validate(json.loads(text)), err
 
 
 def states(done: Outcome) -> list[str]:

@@ -21,16 +21,25 @@ from tests.support.slurm import free_ports
 RAY = "ray[default]==2.60.0"
 # Each node takes one job of the toy's at a time; there need not be so many cores.
 SIZE = "--num-cpus=4 --memory=6442450944 --object-store-memory=80000000 --disable-usage-stats"
+
+
+def gpu(kind: str) -> str:
+    """The words that give a node a GPU of a kind, which it does not have."""
+    return f"""--num-gpus=1 --resources='{{"accelerator_type:{kind}": 1}}'"""
+
+
 # $1 is Ray's program, $2 its folder, $3 to $5 are the ports of the head, its job server, and the second node's agent.
 # A node gives up when a busy machine takes more than 30 s to start it.
 START = f"""
 tried() {{ for _ in 1 2 3 4; do "$@" && return; done; return 1; }}
 head() {{
-    "$1" start --head --port=$3 --dashboard-port=$4 --temp-dir="$2" {SIZE} > "$2/head.log" 2>&1 && return
+    "$1" start --head --port=$3 --dashboard-port=$4 --temp-dir="$2" {SIZE} {gpu("A100")} > "$2/head.log" 2>&1 && return
     "$1" stop --force > "$2/stop.log" 2>&1
     return 1
 }}
-node() {{ "$1" start --address=127.0.0.1:$3 --dashboard-agent-listen-port=$5 {SIZE} > "$2/node.log" 2>&1; }}
+node() {{
+    "$1" start --address=127.0.0.1:$3 --dashboard-agent-listen-port=$5 {SIZE} {gpu("H100")} > "$2/node.log" 2>&1
+}}
 tried head "$@"
 tried node "$@"
 echo ready
