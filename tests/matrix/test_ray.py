@@ -13,7 +13,8 @@ import pytest
 from dca.foundation import documents, store
 from dca.smoke import Smoke
 from tests.matrix.test_running import PLUGINS, Matrix
-from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, prove_on_nodes, states
+from tests.support import link_cache
+from tests.support.drivers import TWO, Driver, Site, check_eight, drivers, kill_at_random, run_own, states
 from tests.support.ray_cluster import RayCluster, ray_cluster, ray_python
 from tests.support.toy import Toy
 
@@ -56,9 +57,22 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
 
 @pytest.mark.whole
 @pytest.mark.network
+def test_eight_cells_are_built_once_per_plan(
+    ray: RayCluster, eight: str, eight_alone: dict[str, str], cache: store.Store, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    place, out = link_cache(tmp_path / "cache", cache), tmp_path / "out"
+    code, done, err = run_own(site(ray), out, place, eight)
+    assert code == 0, err
+    assert check_eight(done, out) == eight_alone
+    assert len({cell.job for cell in done.cells if cell.job}) == 4
+
+
+@pytest.mark.whole
+@pytest.mark.network
 def test_wheels_are_proven_on_each_kind_of_node(ray: RayCluster, tmp_path: Path) -> None:
     plugins = f"recipe = {json.dumps(PLUGINS)}"
-    code, done, err = prove_on_nodes(site(ray), tmp_path / "out", tmp_path / "cache", plugins)
+    code, done, err = run_own(site(ray), tmp_path / "out", tmp_path / "cache", plugins, "--smoke", "nodes")
     assert (code, states(done), len(done.added)) == (0, ["built", "built"], 2), err
     assert [(one.kind, one.state) for one in done.nodes] == [("gpu:A100", "passed"), ("gpu:H100", "passed")] * 2
     assert all(documents.read(Smoke, Path(one.report)).node == one.kind for one in done.nodes)

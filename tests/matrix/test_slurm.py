@@ -18,7 +18,7 @@ from dca.pipeline.wheel import Made
 from dca.smoke import Smoke
 from tests.matrix.test_running import PLUGINS
 from tests.support import link_cache, wait_for
-from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, prove_on_nodes, states
+from tests.support.drivers import TWO, Driver, Site, check_eight, drivers, kill_at_random, run_own, states
 from tests.support.slurm import WATCHED, Cluster, cluster, lines, workers
 from tests.support.toy import Toy
 
@@ -62,10 +62,21 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     assert driver.wheels == alone
 
 
+def test_eight_cells_are_built_once_per_plan(
+    slurm: Cluster, eight: str, eight_alone: dict[str, str], cache: store.Store, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    place, out = link_cache(tmp_path / "cache", cache), tmp_path / "out"
+    code, done, err = run_own(site(slurm), out, place, eight)
+    assert code == 0, err
+    assert check_eight(done, out) == eight_alone
+    assert len({cell.job for cell in done.cells if cell.job}) == 4
+
+
 def test_wheels_are_proven_on_each_kind_of_node(slurm: Cluster, tmp_path: Path) -> None:
     before = len(slurm.jobs())
     words = (site(slurm), tmp_path / "out", tmp_path / "cache", f"recipe = {json.dumps(PLUGINS)}")
-    code, done, err = prove_on_nodes(*words, "--smoke-slurm", "mem=2G")
+    code, done, err = run_own(*words, "--smoke", "nodes", "--smoke-slurm", "mem=2G")
     assert (code, states(done), len(done.added)) == (0, ["built", "built"], 2), err
     # The kind says where it runs.
     assert [(one.kind, one.state, one.node) for one in done.nodes] == [
@@ -75,7 +86,7 @@ def test_wheels_are_proven_on_each_kind_of_node(slurm: Cluster, tmp_path: Path) 
     assert all(documents.read(Smoke, Path(one.report)).node == one.kind for one in done.nodes)
     assert len(slurm.jobs()) == before + 2 + 4
     # What is built and has passed needs no job.
-    code, done, err = prove_on_nodes(*words)
+    code, done, err = run_own(*words, "--smoke", "nodes")
     assert (code, states(done), {one.state for one in done.nodes}) == (0, ["unchanged", "unchanged"], {"passed"}), err
     assert len(slurm.jobs()) == before + 6
 
@@ -92,7 +103,8 @@ def test_the_level_on_a_node_is_what_a_stand_in_driver_of_it_allows(
     out.symlink_to(Path(made.wheel).parent)
     table = f'recipe = "{json.loads((Path(made.run) / "plan.json").read_text())["recipe"]}"'
     path = f"{slurm.path}:{program.parent}:{os.environ['PATH']}"
-    code, done, err = prove_on_nodes(site(slurm), out, cache.root, table, "--smoke-slurm", "mem=5G", PATH=path)
+    words = ("--smoke", "nodes", "--smoke-slurm", "mem=5G")
+    code, done, err = run_own(site(slurm), out, cache.root, table, *words, PATH=path)
     assert (code, states(done)) == (0, ["unchanged"]), err
     old, none = done.nodes
     assert (old.kind, old.state, old.node) == ("gpu:a100", "not run", "n1")

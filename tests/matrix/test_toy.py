@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dca.catalogue import machine
 from dca.foundation import store
 from dca.matrix.values import Outcome
 from dca.pipeline.wheel import Made
@@ -23,24 +22,6 @@ from tests.support.kills import leftovers
 from tests.support.toy import Toy
 
 pytestmark = [pytest.mark.long, pytest.mark.network]
-OWN = f"3.{sys.version_info.minor}"
-
-
-@pytest.fixture(scope="module")
-def pythons(toy: Toy) -> tuple[str, str]:
-    """The version of Python that runs dca, and another one of this machine."""
-    uv, names = machine.find_uv(), [f"3.{minor}" for minor in (13, 10, 12, 11)]
-    for name in names:
-        words: list[str | Path] = [uv, "python", "find", "--no-python-downloads", "--no-project", "--system", name]
-        found = subprocess.run(words, env=toy.env, capture_output=True, text=True, check=False)
-        headers = "import os,sysconfig;print(os.path.isfile(sysconfig.get_path('include') + '/Python.h'))"
-        if name != OWN and found.returncode == 0:
-            answer = subprocess.run(
-                [found.stdout.strip(), "-I", "-c", headers], capture_output=True, text=True, check=False
-            )
-            if answer.stdout.strip() == "True":
-                return OWN, name
-    pytest.skip("this machine has no second Python with headers")
 
 
 def outcome(done: subprocess.CompletedProcess[str]) -> Outcome:
@@ -130,6 +111,11 @@ def test_a_driver_killed_at_random_ends_with_the_wheels_of_one_that_was_not(
         else:
             took, expected = time.monotonic() - began, wheels
             assert len(expected) == 2
+
+
+@pytest.mark.whole
+def test_eight_cells_are_built_once_per_plan(eight_alone: dict[str, str]) -> None:
+    assert len(eight_alone) == 4
 
 
 @pytest.mark.whole

@@ -80,7 +80,7 @@ def test_a_wheel_without_code_for_the_gpus_of_a_stand_in_driver_is_not_called_wr
     lists(driver, *cards)
     for asked in (None, "gpu"):
         with pytest.raises(DcaError) as caught:
-            level(tmp_path, asked, visible, **code)  # type: ignore[arg-type]
+            level(tmp_path, asked, visible, **code)
         assert (caught.value.code, caught.value.what) == ("DCA-841", f"w-1-py3-none-any.whl has no code for {said}.")
         assert caught.value.why.startswith("_C.so and _fa.so cannot run there; the wheel's kernels are for ")
     # Other levels need none.

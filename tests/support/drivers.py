@@ -21,11 +21,16 @@ from dca.matrix.values import Outcome
 from tests.support import ROOT, link_cache, wait_for
 from tests.support.kills import leftovers
 from tests.support.slurm import workers
-from tests.support.toy import Toy
+from tests.support.toy import Toy, versions_path
 
 # Drivers of the test that runs, which would wait for ever for a cluster that is gone.
 STARTED: list[subprocess.Popen[str]] = []
 TWO = 'with = ["", "more"]'
+# Every cell compiles the same two sources, for one arch; the Pythons of one arch share a wheel.
+EIGHT = """recipe = "vllm-0.10.2"
+with = "index-only"
+arch = ["8.0", "8.6", "8.9", "9.0"]
+python = {pythons}"""
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,11 @@ class Driver:
         return [(path.name, store.sha256_file(path)) for path in self.index.rglob("*.whl")]
 
 
-def prove_on_nodes(site: Site, out: Path, cache: Path, table: str, *more: str, **env: str) -> tuple[int, Outcome, str]:
-    """Run a matrix of this project's own recipes on a cluster, and prove its wheels on each kind of node.
+def run_own(site: Site, out: Path, cache: Path, table: str, *more: str, **env: str) -> tuple[int, Outcome, str]:
+    """Run a matrix of this project's own recipes.
 
     Args:
-        site: the cluster.
+        site: where.
         out: folder of the wheels; the matrix and the index lie beside it.
         cache: to build in.
         table: of the matrix.
@@ -101,11 +106,11 @@ def prove_on_nodes(site: Site, out: Path, cache: Path, table: str, *more: str, *
     file = out.with_name(f"{out.name}.toml")
     file.write_text(f'schema = "dca.matrix/1"\n[[include]]\n{table}\n')
     places = ["--out", out, "--index", out.with_name(f"{out.name}-index"), "--cache-dir", cache]
-    words = ["--executor", site.executor, "--smoke", "nodes", "--json", *more]
+    words = ["--executor", site.executor, "--json", *more]
     process = subprocess.Popen(
         [site.python, "-m", "dca", "matrix", *map(str, [file, *places, *words])],
         cwd=ROOT,
-        env={**site.within({**os.environ, "PYTHONPATH": str(ROOT / "scripts")}), **env},
+        env={**site.within({**os.environ, "PATH": versions_path(), "PYTHONPATH": str(ROOT / "scripts")}), **env},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -114,6 +119,24 @@ def prove_on_nodes(site: Site, out: Path, cache: Path, table: str, *more: str, *
     text, err = process.communicate(timeout=3000)
     assert text, err
     return process.returncode, Outcome.model_validate(json.loads(text)), err
+
+
+def check_eight(done: Outcome, out: Path) -> dict[str, str]:
+    """Check that a matrix of `EIGHT` was built once per plan; the wheels' hashes by name."""
+    assert Counter(states(done)) == {"built": 4, "shared": 4}
+    assert len({cell.plan for cell in done.cells}) == len(done.wheels) == 4
+    assert [(wheel.objects, wheel.objects_compiled_now) for wheel in done.wheels] == [(2, 2)] * 4
+    found = {path.name: store.sha256_file(path) for path in out.glob("*.whl")}
+    assert {Path(wheel.file).name: wheel.sha256 for wheel in done.wheels} == found
+    index = out.with_name(f"{out.name}-index")
+    assert sorted((path.name, store.sha256_file(path)) for path in index.rglob("*.whl")) == sorted(found.items())
+    print(f"8 cells, {len(found)} wheels: {done.seconds:.0f} s, of which {compiled(done):.0f} compiler-seconds")
+    return found
+
+
+def compiled(done: Outcome) -> float:
+    """The compiler-seconds of all wheels of a run that built them."""
+    return sum(wheel.compile_seconds for wheel in done.wheels)
 
 
 def states(done: Outcome) -> list[str]:
@@ -156,6 +179,8 @@ def kill_at_random(
         chance.shuffle(whom)
         for victim in whom:
             wait_for(lambda p=process, d=driver: p.poll() is not None or bool(workers(d.out)), 120.0)  # type: ignore[misc]
+            if process.poll() is not None:
+                break
             time.sleep(chance.uniform(0.0, took / len(whom)))
             if victim == "driver":
                 process.kill()

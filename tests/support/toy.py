@@ -114,6 +114,11 @@ setup(
 """
 
 
+def versions_path() -> str:
+    """PATH with the folders of all versions of Python that this machine has."""
+    return os.pathsep.join([*map(str, PYENV.glob("versions/3.1*/bin")), os.environ["PATH"]])
+
+
 class Toy:
     """A copy of the tool whose only recipe is the toy's, and the toy's source.
 
@@ -164,8 +169,7 @@ class Toy:
     @property
     def env(self) -> dict[str, str]:
         """The variables with which Python finds the copy."""
-        path = os.pathsep.join([*map(str, PYENV.glob("versions/3.1*/bin")), os.environ["PATH"]])
-        return {**os.environ, "PYTHONPATH": str(self.folder / "tool/scripts"), "PATH": path}
+        return {**os.environ, "PYTHONPATH": str(self.folder / "tool/scripts"), "PATH": versions_path()}
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command of the copy to its end."""

@@ -225,10 +225,10 @@ class Slurm:
             with contextlib.suppress(OSError):
                 # A folder of a network file system is read anew after a change of its mode.
                 job.paths.folder.chmod(job.paths.folder.stat().st_mode)
-            error = None
-            if job.paths.result_pickle.exists() and (error := job.exception()) is None:
+            raised = job.exception() if (ended := job.paths.result_pickle.exists()) else None
+            if ended and raised is None:
                 seen[identity] = Seen("ended", node=self._nodes.get(identity, ""), report=job.result())
-            elif queue is not None and (one := self._without_result(identity, queue.get(identity), error)):
+            elif queue is not None and (one := self._without_result(identity, queue.get(identity), raised)):
                 seen[identity] = one
         if silent and not seen:
             raise silent
