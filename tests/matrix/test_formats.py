@@ -56,7 +56,7 @@ def parsed(line: str) -> None:
     assert words[1] == "matrix"
     with command.make_context("matrix", words[2:]) as context:
         assert context.params["file"] == Path(ODD)
-        assert (context.params["level"], context.params["out"]) == ("cpu", Path("dist"))
+        assert (context.params["smoke"], context.params["out"]) == ("cpu", Path("dist"))
         assert len(context.params["only"]) == 1
 
 

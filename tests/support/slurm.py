@@ -201,6 +201,9 @@ def cluster(folder: Path, more: str = "") -> Iterator[Cluster]:
         assert process.stdout
         assert process.stdout.readline() == "ready\n", one.logs()
         assert wait_for(one.idle, 60.0), one.logs()
+        for name, gpu in GPUS.items():
+            # The settings have it too, but the controller knows it only when it is told so.
+            one.run("scontrol", "update", f"nodename={name}", f"gres=gpu:{gpu}:1")
         yield one
     finally:
         process.kill()
