@@ -66,10 +66,10 @@ START = """
 munged -F --force --socket="$1/sock" --key-file="$1/key" --pid-file="$1/pid" --seed-file="$1/seed" \
     > "$3/munged.log" 2>&1 &
 for _ in $(seq 100); do [ -S "$1/sock" ] || sleep 0.1; done; [ -S "$1/sock" ]
-slurmctld-wlm -D -i > "$3/slurmctld.log" 2>&1 &
-unshare --mount --propagation private slurmd-wlm -d "$2/slurmstepd-wlm" -D -N n2 > "$3/n2.log" 2>&1 &
+slurmctld -D -i > "$3/slurmctld.log" 2>&1 &
+unshare --mount --propagation private slurmd -d "$2/slurmstepd-wlm" -D -N n2 > "$3/n2.log" 2>&1 &
 unshare --mount --propagation private sh -ec \
-    'mount -t tmpfs -o size=64k tmpfs "$1"; exec slurmd-wlm -d "$0/slurmstepd-wlm" -D -N n1' \
+    'mount -t tmpfs -o size=64k tmpfs "$1"; exec slurmd -d "$0/slurmstepd-wlm" -D -N n1' \
     "$2" "$4" > "$3/n1.log" 2>&1 &
 echo ready
 exec sleep infinity
@@ -118,7 +118,7 @@ class Cluster:
 
     def stop(self, node: str) -> None:
         """Let a node fail: its daemon, and all that runs there."""
-        begin = f"slurmd-wlm -d {self.root}/"
+        begin = f"slurmd -d {self.root}/"
         (daemon,) = [p for p, line in lines() if line.startswith(begin) and line.endswith(f" -N {node}")]
         space = (Path("/proc") / str(daemon) / "ns/mnt").readlink()
         for process, _ in lines():
@@ -166,14 +166,16 @@ def cluster(folder: Path, more: str = "") -> Iterator[Cluster]:
         pytest.skip(f"Slurm: its packages cannot be downloaded; apt-get update: {done.stderr.strip()[-300:]}")
     for package in packages.iterdir():
         subprocess.run(["dpkg", "-x", package, root], check=True)
+    for program in ("slurmctld", "slurmd"):
+        # As an installation has it: under another name a daemon does not read the nodes' generic resources.
+        (root / "usr/sbin" / program).symlink_to(f"{program}-wlm")
     one = Cluster(folder, root)
     for name in ("state", "munge", "small", *NODES):
         (folder / name).mkdir()
     (folder / "munge/key").write_bytes(os.urandom(1024))
     (folder / "munge/key").chmod(0o600)
-    (folder / "gpu").touch()
     (folder / "gres.conf").write_text(
-        "".join(f"NodeName={name} Name=gpu Type={GPUS[name]} File={folder}/gpu\n" for name in NODES)
+        "".join(f"NodeName={name} Name=gpu Type={GPUS[name]} File=/dev/null\n" for name in NODES)
     )
     host, ports = socket.gethostname().partition(".")[0], free_ports(1 + len(NODES))
     nodes = "\n".join(
@@ -201,9 +203,6 @@ def cluster(folder: Path, more: str = "") -> Iterator[Cluster]:
         assert process.stdout
         assert process.stdout.readline() == "ready\n", one.logs()
         assert wait_for(one.idle, 60.0), one.logs()
-        for name, gpu in GPUS.items():
-            # The settings have it too, but the controller knows it only when it is told so.
-            one.run("scontrol", "update", f"nodename={name}", f"gres=gpu:{gpu}:1")
         yield one
     finally:
         process.kill()
