@@ -67,9 +67,9 @@ munged -F --force --socket="$1/sock" --key-file="$1/key" --pid-file="$1/pid" --s
     > "$3/munged.log" 2>&1 &
 for _ in $(seq 100); do [ -S "$1/sock" ] || sleep 0.1; done; [ -S "$1/sock" ]
 slurmctld -D -i > "$3/slurmctld.log" 2>&1 &
-unshare --mount --propagation private slurmd -d "$2/slurmstepd-wlm" -D -N n2 > "$3/n2.log" 2>&1 &
+unshare --mount --propagation private slurmd -d "$2/slurmstepd" -D -N n2 > "$3/n2.log" 2>&1 &
 unshare --mount --propagation private sh -ec \
-    'mount -t tmpfs -o size=64k tmpfs "$1"; exec slurmd -d "$0/slurmstepd-wlm" -D -N n1' \
+    'mount -t tmpfs -o size=64k tmpfs "$1"; exec slurmd -d "$0/slurmstepd" -D -N n1' \
     "$2" "$4" > "$3/n1.log" 2>&1 &
 echo ready
 exec sleep infinity
@@ -166,7 +166,7 @@ def cluster(folder: Path, more: str = "") -> Iterator[Cluster]:
         pytest.skip(f"Slurm: its packages cannot be downloaded; apt-get update: {done.stderr.strip()[-300:]}")
     for package in packages.iterdir():
         subprocess.run(["dpkg", "-x", package, root], check=True)
-    for program in ("slurmctld", "slurmd"):
+    for program in ("slurmctld", "slurmd", "slurmstepd"):
         # As an installation has it: under another name a daemon does not read the nodes' generic resources.
         (root / "usr/sbin" / program).symlink_to(f"{program}-wlm")
     one = Cluster(folder, root)

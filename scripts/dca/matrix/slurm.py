@@ -39,6 +39,7 @@ HOPELESS = {
         "give it more with `--slurm mem=…`; `dca matrix --format json` shows what each job asks for.",
     ),
 }
+MEMORY = re.compile(r"^slurmstepd\S*: error: .*(memory limit|oom.kill)", re.IGNORECASE | re.MULTILINE)
 LIMITED = "give it more time with `--slurm time=MINUTES`, or another partition; finished objects are kept."
 """States in which another try would end the same way, or is not wanted: why, and what to do."""
 GPUS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"}
@@ -255,7 +256,8 @@ class Slurm:
         since = self._gone.setdefault(identity, time.monotonic())
         if time.monotonic() - since < RESULT_SECONDS:
             return None
-        why, remedy = HOPELESS.get(state, ("", LIMITED if state == "TIMEOUT" else ""))
+        cause = "OUT_OF_MEMORY" if state not in HOPELESS and self._took_memory(identity) else state
+        why, remedy = HOPELESS.get(cause, ("", LIMITED if state == "TIMEOUT" else ""))
         said = f"Slurm says {state}: {why or reason}".rstrip(": ") if state else "Slurm has forgotten it"
         log = self._log(self._cells[identity])
         raised = r"\w[\w.]*(Error|Exception|Interrupted)\b"
@@ -264,9 +266,17 @@ class Slurm:
             "ended",
             node=self._nodes.get(identity, ""),
             why=" ".join([f"{said.rstrip('.')}.", *own, f"Its log is {log}."]),
-            hopeless=state in HOPELESS,
+            hopeless=cause in HOPELESS,
             remedy=remedy,
         )
+
+    def _took_memory(self, identity: str) -> bool:
+        """Whether the daemon of a node says in a job's output that memory is why it ended.
+
+        Only control groups give such a job a state of its own.
+        """
+        output = Path(self._job(identity).paths.stdout)
+        return output.is_file() and bool(MEMORY.search(output.read_text(encoding="utf-8", errors="replace")))
 
     def forget(self, identity: str) -> None:
         """Remove the files of a job, and of those before it of the same cell, but for their log."""
