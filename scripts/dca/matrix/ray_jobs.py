@@ -106,8 +106,9 @@ class Ray:
             DcaError: DCA-171 when no node has room for it, or Ray does not answer.
         """
         with _asking():
-            if kind is None:
-                self._check_room(job)
+            # Ray binds no job to its memory, so that a smoke test need not ask for what nobody has measured.
+            gib = 0 if kind else job.gib
+            self._check_room(job.cores, gib, kind)
             self._number[job.id] += 1
             # A job begins in a folder of Ray's.
             argv = ("env", "-C", str(Path.cwd()), sys.executable, "-m", *job.command, *self.words)
@@ -117,7 +118,7 @@ class Ray:
                     entrypoint=shlex.join(argv),
                     submission_id=f"{self.prefix}{job.id}-{self._number[job.id]}",
                     entrypoint_num_cpus=job.cores,
-                    entrypoint_memory=job.gib << 30,
+                    entrypoint_memory=gib << 30 or None,
                     entrypoint_num_gpus=1 if kind else None,
                     # A node has one of it for all of its GPUs.
                     entrypoint_resources={kind.asked: SHARE} if kind and kind.asked else None,
@@ -125,18 +126,21 @@ class Ray:
                 )
             )
 
-    def _check_room(self, job: Job) -> None:
+    def _check_room(self, cores: int, gib: int, kind: Kind | None) -> None:
         """Reject a job that no node can ever run: Ray would let it wait."""
         rooms = []
         for node in self._list_nodes():
             total = node.resources_total or {}
+            if kind and not (total.get("GPU", 0) >= 1 and (not kind.asked or kind.asked in total)):
+                continue
             rooms.append((int(total.get("CPU", 0)), int(total.get("memory", 0)) >> 30))
-        if not any(cores >= job.cores and gib >= job.gib for cores, gib in rooms):
-            nodes = "; ".join(f"{cores} cores and {gib} GiB" for cores, gib in sorted(set(rooms)))
+        if not any(has >= cores and free >= gib for has, free in rooms):
+            nodes = "; ".join(f"{has} cores and {free} GiB" for has, free in sorted(set(rooms)))
+            of = f" of the kind {kind.name}" if kind else ""
             raise DcaError(
                 "DCA-171",
                 "no node of the Ray cluster has room for the job.",
-                why=f"it asks for {job.cores} cores and {job.gib} GiB; the nodes have {nodes or 'nothing'}.",
+                why=f"it asks for {cores} cores and {gib} GiB; the nodes{of} have {nodes or 'nothing'}.",
                 remedy="limit its cores with --cores, or add a node with more.",
             )
 
