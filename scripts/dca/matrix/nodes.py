@@ -25,8 +25,8 @@ from dca.smoke import Smoke
 from dca.smoke.values import folder_of
 
 GIB = 16
-"""Memory that a job of Slurm asks for, which would else be what the cluster gives by default: often all of a node. It is
-chosen, not measured."""
+"""Memory that a job of Slurm asks for: without it the cluster's default counts, which may be all of a node. It is chosen,
+not measured."""
 NO_CODE = "DCA-841"
 
 
