@@ -25,8 +25,7 @@ from dca.smoke import Smoke
 from dca.smoke.values import folder_of
 
 GIB = 16
-"""Memory that a job of Slurm asks for, chosen and not measured: without it the cluster's default counts, which may be all
-of a node."""
+"""Memory that a job of Slurm asks for, chosen and not measured: the cluster's own default may be all of a node."""
 NO_CODE = "DCA-841"
 
 
