@@ -64,8 +64,8 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
     assert errors.lse < 2e-6
 
 
-# An instruction's opcode with its modifiers, behind a guard.
-_OPCODE = re.compile(r"(?:@!?\S+\s+)?([a-z][\w.:]*)\b")
+# An instruction's opcode with its modifiers, behind braces, labels and a guard.
+_OPCODE = re.compile(r"(?:\s|[{}]|[\w$]+:(?!:))*(?:@!?\S+\s+)?([a-z][\w.:]*)\b")
 
 
 def _translated(text: str) -> tuple[int, set[str]]:
@@ -79,9 +79,8 @@ def _translated(text: str) -> tuple[int, set[str]]:
     for kernel in module.kernels:
         assert code.translated(module, kernel)
         span = module.functions[kernel]
-        body = text[span.start : span.end].partition("{")[2]
-        statements = (one.strip() for line in body.splitlines() for one in re.split("[;{}]", line.partition("//")[0]))
-        written |= {found[1] for one in statements if (found := _OPCODE.match(one))}
+        body = re.sub("//.*", "", text[span.start : span.end]).partition("{")[2]
+        written |= {found[1] for one in body.split(";") if (found := _OPCODE.match(one))}
     return len(module.kernels), written
 
 
