@@ -43,13 +43,15 @@ def check_torch(request: Request, recipe: Recipe, world: World, draft: Draft) ->
     """
     processor, version = world.machine.processor, minor(recipe.torch.version)
     there = with_cuda(world.torch, processor)
-    if processor == FIRST or version in there:
+    if processor == FIRST:
+        return
+    if version in there:
+        draft.choose("processor", processor, f"this machine's; the package index has torch {version} with CUDA for it.")
         return
     since = f" The first release with CUDA there is {there[0]}." if there else ""
     draft.refuse(
         "DCA-310",
-        f"torch {recipe.torch.version} of the package index computes on the CPU alone on {processor}, and {recipe.name} "
-        f"must be compiled against a torch with CUDA.{since}",
+        f"for {processor} the package index has torch {recipe.torch.version} only without CUDA.{since}",
         "\n".join(_instead(request, recipe, world)),
     )
 
