@@ -1,0 +1,134 @@
+"""Wheels for aarch64 without such a machine: a cross-compiled module, and the kernel's host form on an emulated processor.
+
+No GPU of such a machine has run anything, and the module is not loaded: there is no torch with CUDA for it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dca import inspection
+from dca.binaries import elf
+from dca.binaries.limits import Work
+from dca.catalogue.plan import Request
+from dca.compile import cmake, compiler_cache, compiling, lean
+from dca.compile.compiling import Build, BuiltModule
+from dca.compile.job import BuildEnvironment, Job
+from dca.foundation import runner, store
+from dca.foundation.data import PACKAGE
+from dca.inspection import schemas
+from dca.pipeline import gather, wheel
+from dca.smoke import subject
+from dca.wheelfile import package
+from tests.support import ROOT, RunDca, quiet_run
+from tests.support.aarch64 import Cross, unpacked
+
+pytestmark = [pytest.mark.whole, pytest.mark.network]
+WORKERS = ROOT / "tests/workers"
+
+
+@pytest.fixture(scope="module")
+def cross(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cross]:
+    folder = tmp_path_factory.mktemp("cross")
+    yield unpacked(folder, cache)
+    store.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def own(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The job of the smallest build on this machine."""
+    request = Request(recipe="vllm-0.10.2", groups=("index-only",), archs=("9.0",), cuda="12.4")
+    return wheel.prepare(
+        gather.make_plan(request, cache, own_toolkits=False), quiet_run(tmp_path_factory.mktemp("own"), cache)
+    )
+
+
+@pytest.fixture(scope="module")
+def job(own: Job, cross: Cross, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """The same with a compiler, a toolkit and a torch for aarch64."""
+    folder = tmp_path_factory.mktemp("job")
+    changed = {"processor": "aarch64", "host_compiler": str(cross.compiler), "host_compiler_version": "12.2.0"}
+    yield dataclasses.replace(
+        own,
+        plan=own.plan.model_copy(update=changed),
+        toolkit=cross.toolkit(own.cuda, folder / "toolkit", cache),
+        environment=BuildEnvironment(own.python, cross.torch(own.torch, folder / "site-packages")),
+    )
+    store.remove(folder)
+
+
+def compiled(job: Job, folder: Path, cache: store.Store) -> Build:
+    """As `compiling.compile_modules`, without loading the module: its schemas are those of the texts inside it."""
+    run = quiet_run(folder, cache)
+    (module,) = job.plan.compiled
+    with compiling.prepared(job, run) as (jobs, build_folder):
+        with compiler_cache.running(job, build_folder, run) as session:
+            outcome = cmake.build(session.folder, [module.name], jobs, run, time.time_ns())
+        file = folder / "_C.abi3.so"
+        file.write_bytes(lean.module_file(module, build_folder.path).read_bytes())
+        objects = cmake.objects(build_folder.ninja, module.name)
+    found = schemas.strings(Work(1 << 40))(file, "")
+    assert found
+    built = BuiltModule(
+        name=module.name,
+        path=module.path,
+        origin="compiled",
+        file=str(file),
+        sha256=store.sha256_file(file),
+        schemas=tuple(f"_C::{text}" for text in found[1]),
+        objects=objects,
+    )
+    return Build(
+        plan_key=job.plan.key,
+        toolkit="12.4.131",
+        host_compiler="12.2.0",
+        torch=job.torch.version,
+        modules=(built,),
+        compile_seconds=0.0,
+        objects_compiled_now=outcome.compiled,
+    )
+
+
+def test_the_smallest_wheel_is_cross_compiled_packaged_and_found_to_be_as_planned(
+    own: Job, job: Job, cache: store.Store, dca: RunDca, tmp_path: Path
+) -> None:
+    build = compiled(job, tmp_path, cache)
+    made = package.package(job, build, tmp_path, quiet_run(tmp_path, cache))
+    assert made.name.endswith("-cp38-abi3-manylinux_2_17_aarch64.whl")
+    # The torch of this machine has the same symbols, as far as its C++ is the same.
+    inspected = inspection.inspect(made, schemas.built(build), torch=own.torch, asked=job.plan.archs)
+    assert inspection.compare(inspected, job.plan) == []
+    (module,) = inspected.modules
+    assert (module.machine, module.sass) == ("aarch64", {"9.0": 1})
+    assert module.torch_symbols > 0
+    assert module.missing_symbols == ()
+    done = dca("inspect", made, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["problems"] == []
+    # The same file under the name of this machine's wheels is found to be wrong.
+    wrong = made.rename(made.with_name(made.name.replace("aarch64", "x86_64")))
+    done = dca("inspect", wrong)
+    assert done.returncode != 0
+    assert "is compiled for aarch64" in done.stdout + done.stderr
+
+
+def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
+    own: Job, cross: Cross, tmp_path: Path
+) -> None:
+    assert own.recipe.smoke
+    source, library, program = own.tree.path("source") / own.recipe.smoke.kernel, tmp_path / "libk.so", tmp_path / "k"
+    subject.kernel_for_cpu(source, library, tmp_path / "log", cross.compiler)
+    cross.compile("-std=c++17", "-O2", WORKERS / "converts.cpp", library, "-Wl,-rpath,$ORIGIN", "-o", program)
+    assert elf.read(program).machine == "aarch64"
+    words = [own.python, "-I", WORKERS / "converts.py", PACKAGE.parent, "400", "2", "1", *cross.emulator, program]
+    done = runner.run(words, timeout=900.0)
+    assert done.ok, done.text[-3000:]
+    cases = [json.loads(line) for line in done.tail if line.startswith("{")]
+    assert {case["case"] for case in cases} == {f"conversion/{name}" for name in ("random", "borders", "rows", "drawn", "long")}
+    assert all(case["row blocks"] > 0 for case in cases)

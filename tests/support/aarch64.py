@@ -1,0 +1,142 @@
+"""Debian's compiler for aarch64 and its emulator of such programs, downloaded with pinned hashes, unpacked, and not installed.
+
+Also a CUDA toolkit and a torch to link with, for nvcc of this machine.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+import pytest
+
+from dca.catalogue.recipes import IndexFile
+from dca.catalogue.toolkits import Apt, AptPackage
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.sources import index
+from dca.toolchain import apt
+from dca.toolchain.environments import TorchFacts
+
+TARGET = "aarch64-linux-gnu"
+GCC = "12.2.0-14cross1"
+# Host libraries of gcc itself are those of this machine's own gcc 12.
+PACKAGES = (
+    ("binutils-aarch64-linux-gnu", "2.40-2", "3d6f64a7a4ed6d73719f8fa2e85fd896f58ff7f211a6683942ba93de690aaa66"),
+    ("cpp-12-aarch64-linux-gnu", GCC, "5921df4ad56e34e6257a1caf862474845aab6548ba7ae7852e8cdd7cb622394e"),
+    ("gcc-12-aarch64-linux-gnu", GCC, "43747bbcd46a4062e66e855090b8ed9c2e06a93ae5a69fb304beebbc8c36d11f"),
+    ("g++-12-aarch64-linux-gnu", GCC, "3693e31fe2b42fcbdd92fef3e5578e91dd86af30e3d2c5fff3f9821e34a1cb91"),
+    ("libgcc-s1-arm64-cross", GCC, "af1e686fc6a416228222e7bfb68317dd2fa2685236301ae29141fc6108a66cac"),
+    ("libgcc-12-dev-arm64-cross", GCC, "ff1324e262bae2c3aad685c2ed52bd531ab0a2a337a0fe35c3b720947d55b2ba"),
+    ("libstdc++6-arm64-cross", GCC, "9cba984b64d0cf11698978fc5e0fe93c7441d29b9f42f70f1c6c734cc9e2ea41"),
+    ("libstdc++-12-dev-arm64-cross", GCC, "942b5710c6b9792578dfa64f7a4633bc0d3cb205b56ded11297e240ff824f5da"),
+    ("libc6-arm64-cross", "2.36-8cross1", "91936cbbee75771c360ed16513f6e734a25ca5517fe7c3e13dfd7835d7553186"),
+    ("libc6-dev-arm64-cross", "2.36-8cross1", "5e4cf6abf0e89e89c4b3006bb8b7dc47aa831df25d94df9134929b8b968cacb4"),
+    ("linux-libc-dev-arm64-cross", "6.1.4-1cross1", "66457f015d16b7d372db6591cff38db0da928362ff2ea1fa75491e28f6904d81"),
+    ("qemu-user", "1:7.2+dfsg-7+deb12u18+b3", "02a7d6a2675a12dd7fdd474924295552470c0c933e0b543975887f493a84219f"),
+    ("libcapstone4", "4.0.2-5", "41277f0388184f6e3b9fc02eda3184afbc999314b25b77ed75e8049428bdfe5e"),
+    ("liburing2", "2.3-3", "c23077e3640e6cb4b819c134b3f41d5cf21b3edac099654b1b4142c3069a39a3"),
+)
+CUDART = IndexFile(
+    package="nvidia-cuda-runtime-cu12",
+    version="12.4.127",
+    file="nvidia_cuda_runtime_cu12-12.4.127-py3-none-manylinux2014_aarch64.whl",
+    sha256="961fe0e2e716a2a1d967aab7caee97512f71767f852f67432d572e36cb3a11f3",
+)
+# What the modules of the lean project are linked with.
+OF_TORCH = ("c10", "torch_cpu", "c10_cuda", "torch_cuda", "torch")
+
+
+class Cross(NamedTuple):
+    """What makes programs for aarch64 on this machine, and runs them.
+
+    Args:
+        root: where Debian's packages are unpacked.
+    """
+
+    root: Path
+
+    @property
+    def compiler(self) -> Path:
+        """The g++; nvcc recognizes by the name what it compiles for."""
+        return self.root / f"bin/{TARGET}-g++-12"
+
+    @property
+    def emulator(self) -> list[str | Path]:
+        """What a command of an aarch64 program begins with."""
+        return [self.root / "bin/qemu-aarch64", "-L", self.root / "usr" / TARGET]
+
+    def compile(self, *words: str | Path) -> None:
+        """Run the compiler."""
+        done = runner.run([self.compiler, *words], timeout=300.0)
+        assert done.ok, done.text
+
+    def toolkit(self, own: Path, folder: Path, cache: store.Store) -> Path:
+        """A toolkit whose programs are those of this machine's, and whose libraries are for aarch64.
+
+        Args:
+            own: the toolkit of this machine.
+            folder: to write it to.
+            cache: of downloads.
+        """
+        # Programs look for the others beside themselves, so these are copies.
+        shutil.copytree(own / "bin", folder / "bin", symlinks=True)
+        for name in ("include", "nvvm"):
+            (folder / name).symlink_to(own / name)
+        shutil.copytree(own / "lib64", folder / "lib64", symlinks=True)
+        library = "nvidia/cuda_runtime/lib/libcudart.so.12"
+        with ZipFile(index.download(CUDART, cache)) as wheel:
+            (folder / "lib64/libcudart.so.12").unlink()
+            (folder / "lib64/libcudart.so.12").write_bytes(wheel.read(library))
+        return folder
+
+    def torch(self, own: TorchFacts, folder: Path) -> TorchFacts:
+        """A torch with the headers of this machine's, and libraries for aarch64 that define nothing.
+
+        Args:
+            own: the torch of this machine.
+            folder: of a site-packages to write it to.
+        """
+        site = Path(own.libraries).parents[1]
+        (folder / "torch/lib").mkdir(parents=True)
+        for path in site.iterdir():
+            if path.name != "torch":
+                (folder / path.name).symlink_to(path)
+        (folder / "torch/include").symlink_to(site / "torch/include")
+        for name in OF_TORCH:
+            library = folder / f"torch/lib/lib{name}.so"
+            self.compile("-shared", "-nostdlib", f"-Wl,-soname,{library.name}", "-x", "c", "/dev/null", "-o", library)
+        return own.with_paths(lambda path: path.replace(str(site), str(folder)))
+
+
+def unpacked(folder: Path, cache: store.Store) -> Cross:
+    """The compiler and the emulator, in a folder; a test that wants them is skipped where Debian's mirror is not reached."""
+    release = Apt(
+        distribution="debian",
+        suite="bookworm",
+        components=("main",),
+        architecture="amd64",
+        packages=tuple(AptPackage(name=name, version=version, sha256=sha256) for name, version, sha256 in PACKAGES),
+    )
+    if why := apt.probe(release):
+        pytest.skip(f"aarch64: {why}")
+    try:
+        packages = apt.download(release, cache, folder / "log")
+    except DcaError as error:
+        pytest.skip(f"aarch64: {error.what} {error.why}")
+    cross = Cross(folder / "root")
+    for package in packages:
+        done = runner.run(["dpkg-deb", "-x", package, cross.root])
+        assert done.ok, done.text
+    # Programs find libraries of their packages only where these would be installed, or by a variable.
+    libraries = cross.root / "usr/lib/x86_64-linux-gnu"
+    for program in [*cross.root.glob(f"usr/bin/{TARGET}-*"), cross.root / "usr/bin/qemu-aarch64"]:
+        text = f"#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(str(libraries))} exec {shlex.quote(str(program))} \"$@\"\n"
+        store.write_bytes(cross.root / "bin" / program.name, text.encode(), mode=0o755)
+    # A linker script, which names files where the package would be installed.
+    script = cross.root / "usr" / TARGET / "lib/libc.so"
+    script.write_text(script.read_text().replace(f"/usr/{TARGET}/lib/", ""))
+    return cross
