@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from dca import inspection
 from dca.binaries import elf
 from dca.binaries.limits import Work
+from dca.catalogue import toolkits
 from dca.catalogue.plan import Request
 from dca.compile import cmake, compiler_cache, compiling, lean
 from dca.compile.compiling import Build, BuiltModule
@@ -25,12 +28,19 @@ from dca.foundation.data import PACKAGE
 from dca.inspection import schemas
 from dca.pipeline import gather, wheel
 from dca.smoke import subject
+from dca.toolchain import provide, stand_ins
+from dca.toolchain.stand_ins import StandIn
 from dca.wheelfile import package
-from tests.support import ROOT, RunDca, quiet_run
+from tests.support import ROOT, RunDca, link_cache, quiet_run
 from tests.support.aarch64 import Cross, unpacked
 
 pytestmark = [pytest.mark.whole, pytest.mark.network]
 WORKERS = ROOT / "tests/workers"
+MAIN = """
+#include <cstdio>
+extern "C" int cuInit(int); extern "C" int cuMore(int);
+int main() { std::printf("%d %d\\n", cuInit(7), cuMore(8)); }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +108,10 @@ def compiled(job: Job, folder: Path, cache: store.Store) -> Build:
 def test_the_smallest_wheel_is_cross_compiled_packaged_and_found_to_be_as_planned(
     own: Job, job: Job, cache: store.Store, dca: RunDca, tmp_path: Path
 ) -> None:
-    build = compiled(job, tmp_path, cache)
-    made = package.package(job, build, tmp_path, quiet_run(tmp_path, cache))
+    builds = store.Store(tmp_path / "cache").open()
+    link_cache(builds.root, cache)
+    build = compiled(job, tmp_path, builds)
+    made = package.package(job, build, tmp_path, quiet_run(tmp_path, builds))
     assert made.name.endswith("-cp38-abi3-manylinux_2_24_aarch64.whl")
     # The torch of this machine has the same symbols, as far as its C++ is the same.
     texts = schemas.strings(Work(1 << 40))
@@ -134,3 +146,37 @@ def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
     cases = [json.loads(line) for line in done.tail if line.startswith("{")]
     assert {case["case"] for case in cases} == {f"conversion/{name}" for name in ("random", "borders", "rows", "drawn", "long")}
     assert all(case["row blocks"] > 0 for case in cases)
+
+
+@pytest.mark.parametrize("does", ["no device", "return", "trap"])
+def test_a_stand_in_of_a_library_is_linked_and_loaded_on_the_emulated_processor(
+    does: stand_ins.Does, cross: Cross, tmp_path: Path
+) -> None:
+    library = StandIn("libcuda.so.1", {"": ["cuInit"], "V_1": ["cuMore"]}, does).write(tmp_path / "libcuda.so.1", "aarch64")
+    assert elf.read(library).machine == "aarch64"
+    (tmp_path / "main.cpp").write_text(MAIN)
+    cross.compile(tmp_path / "main.cpp", library, "-Wl,-rpath,$ORIGIN", "-o", tmp_path / "main")
+    done = runner.run([*cross.emulator, tmp_path / "main"])
+    # A function that just returns leaves its argument where its answer is.
+    answers = {"no device": (0, "100 100"), "return": (0, "7 8"), "trap": (-signal.SIGILL, "")}
+    assert (done.returncode, "".join(line for line in done.tail if line[:1].isdigit())) == answers[does]
+
+
+def test_the_toolkit_for_aarch64_compiles_and_links_a_kernel_on_the_emulated_processor(
+    own: Job, cross: Cross, cache: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = (source for source in toolkits.load_sources("aarch64") if source.line == "13.0")
+    run = quiet_run(tmp_path, store.Store(tmp_path / "cache").open())
+    link_cache(run.cache.root, cache)
+
+    def version(nvcc: Path) -> str:
+        """As `toolkits.nvcc_version`, on the emulated processor."""
+        found = re.search(r", V([\d.]+)", runner.run([*cross.emulator, nvcc, "--version"]).text)
+        return found[1] if found else ""
+
+    monkeypatch.setattr(provide, "nvcc_version", version)
+    folder = cross.emulated(provide.bring(source, run), tmp_path / "toolkit")
+    # GH200, GB200 and GB10.
+    module = own.plan.modules[0].model_copy(update={"sass": ("9.0", "10.0", "12.1")})
+    changed = {"modules": (module,), "host_compiler": str(cross.compiler), "host_compiler_version": "12.2.0"}
+    provide.admit(folder, own.plan.model_copy(update=changed), run)

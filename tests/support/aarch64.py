@@ -93,6 +93,22 @@ class Cross(NamedTuple):
             (folder / "lib64/libcudart.so.12").write_bytes(wheel.read(library))
         return folder
 
+    def emulated(self, toolkit: Path, folder: Path) -> Path:
+        """A toolkit for aarch64 whose programs start others, with the emulator before each of them.
+
+        Args:
+            toolkit: the toolkit.
+            folder: to write it to.
+        """
+        shutil.copytree(toolkit, folder, symlinks=True)
+        for path in [path for path in folder.rglob("*") if path.parent.name == "bin" and path.is_file()]:
+            if path.read_bytes()[:4] == b"\x7fELF":
+                # Beside the old name, by which a program finds its own folder.
+                real = path.rename(path.with_name(f"{path.name}.aarch64"))
+                words = shlex.join(map(str, [*self.emulator, "-0", path, real]))
+                store.write_bytes(path, f'#!/bin/sh\nexec {words} "$@"\n'.encode(), mode=0o755)
+        return folder
+
     def torch(self, own: TorchFacts, folder: Path) -> TorchFacts:
         """A torch with the headers of this machine's, and libraries for aarch64 that define nothing.
 

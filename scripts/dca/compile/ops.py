@@ -12,7 +12,7 @@ from dca.binaries import elf
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.toolchain.environments import WORKERS
-from dca.toolchain.stand_ins import NO_DEVICE, StandIn
+from dca.toolchain.stand_ins import StandIn
 
 LOAD_SECONDS = 300.0
 # The worker that loads a module.
@@ -65,4 +65,4 @@ def driver_stand_in(module: Path, folder: Path) -> Path:
 
 def driver(functions: Collection[str]) -> StandIn:
     """A stand-in for the driver's library, whose functions return "no device"."""
-    return StandIn("libcuda.so.1", {"": functions}, NO_DEVICE)
+    return StandIn("libcuda.so.1", {"": functions}, "no device")
