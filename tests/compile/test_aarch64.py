@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +19,29 @@ import pytest
 from dca import inspection
 from dca.binaries import elf
 from dca.binaries.limits import Work
-from dca.catalogue import toolkits
+from dca.catalogue import machine, recipes, toolkits, torch_releases
 from dca.catalogue.plan import Request
+from dca.catalogue.recipes import KERNELS, PLUGIN
+from dca.catalogue.torch_releases import minor, with_cuda
 from dca.compile import cmake, compiler_cache, compiling, lean
 from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import BuildEnvironment, Job
-from dca.foundation import runner, store
-from dca.foundation.data import PACKAGE
+from dca.foundation import data, runner, store
 from dca.inspection import schemas
 from dca.pipeline import gather, wheel
 from dca.smoke import subject
-from dca.toolchain import provide, stand_ins
+from dca.toolchain import environments, provide, stand_ins
 from dca.toolchain.stand_ins import StandIn
 from dca.wheelfile import package
 from tests.support import ROOT, RunDca, link_cache, quiet_run
 from tests.support.aarch64 import Cross, unpacked
 
+ALL = tuple(loaded.recipe for loaded in recipes.load_all())
+WITH_CUDA = with_cuda(torch_releases.load(), "aarch64")
+LOCKS = [
+    *(data.build_lock(own.name, KERNELS) for own in ALL if own.kernels and minor(own.kernels.torch.version) in WITH_CUDA),
+    *(data.run_lock(own.name, PLUGIN) for own in ALL if own.is_plugin and minor(own.torch.version) in WITH_CUDA),
+]
 pytestmark = [pytest.mark.whole, pytest.mark.network]
 WORKERS = ROOT / "tests/workers"
 MAIN = """
@@ -140,7 +148,7 @@ def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
     subject.kernel_for_cpu(source, library, tmp_path / "log", cross.compiler)
     cross.compile("-std=c++17", "-O2", WORKERS / "converts.cpp", library, "-Wl,-rpath,$ORIGIN", "-o", program)
     assert elf.read(program).machine == "aarch64"
-    words = [own.python, "-I", WORKERS / "converts.py", PACKAGE.parent, "400", "2", "1", *cross.emulator, program]
+    words = [own.python, "-I", WORKERS / "converts.py", data.PACKAGE.parent, "400", "2", "1", *cross.emulator, program]
     done = runner.run(words, timeout=900.0)
     assert done.ok, done.text[-3000:]
     cases = [json.loads(line) for line in done.tail if line.startswith("{")]
@@ -180,3 +188,16 @@ def test_the_toolkit_for_aarch64_compiles_and_links_a_kernel_on_the_emulated_pro
     module = own.plan.modules[0].model_copy(update={"sass": ("9.0", "10.0", "12.1")})
     changed = {"modules": (module,), "host_compiler": str(cross.compiler), "host_compiler_version": "12.2.0"}
     provide.admit(folder, own.plan.model_copy(update=changed), run)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: f"{lock.parent.name}-{lock.stem}")
+def test_the_index_has_a_file_for_aarch64_of_every_package_of_a_lock_that_is_used_there(
+    lock: Path, cache: store.Store, tmp_path: Path
+) -> None:
+    command: list[str | Path] = [machine.find_uv(), "pip", "install", "--dry-run", "--no-deps", "--require-hashes"]
+    command += ["--python", sys.executable, "--target", tmp_path / "packages", "--only-binary", ":all:"]
+    command += ["--python-platform", "aarch64-manylinux_2_35", "-r", lock]
+    done = runner.run(command, env=environments.uv_environment(cache), timeout=300.0)
+    assert done.ok, done.text[-3000:]
+    torch = next(line for line in done.tail if line.startswith(" + torch=="))
+    assert minor(torch.partition("==")[2]) in WITH_CUDA
