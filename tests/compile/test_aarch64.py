@@ -1,4 +1,4 @@
-"""Wheels for aarch64 without such a machine: a cross-compiled module, and the kernel's host form on an emulated processor.
+"""Wheels for aarch64 without such a machine: cross-compiled modules, and host code on an emulated processor.
 
 No GPU of such a machine has run anything, and the module is not loaded: there is no torch with CUDA for it here.
 """
@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from dca import inspection
-from dca.binaries import elf
+from dca.binaries import elf, renaming
 from dca.binaries.limits import Work
 from dca.catalogue import machine, recipes, toolkits, torch_releases
+from dca.catalogue.kernel_layout import stable_variant
 from dca.catalogue.plan import Request
 from dca.catalogue.recipes import KERNELS, PLUGIN
 from dca.catalogue.torch_releases import minor, with_cuda
-from dca.compile import cmake, compiler_cache, compiling, lean
+from dca.compile import cmake, compiler_cache, compiling, lean, stable
 from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import data, runner, store
@@ -32,14 +33,20 @@ from dca.pipeline import gather, wheel
 from dca.smoke import subject
 from dca.toolchain import environments, provide, stand_ins
 from dca.toolchain.stand_ins import StandIn
-from dca.wheelfile import package
+from dca.wheelfile import kernel_repository, package
+from dca.wheelfile.kernel_repository import Variant
+from tests.binaries.test_renaming import SOURCE
 from tests.support import ROOT, RunDca, link_cache, quiet_run
 from tests.support.aarch64 import Cross, unpacked
 
 ALL = tuple(loaded.recipe for loaded in recipes.load_all())
 WITH_CUDA = with_cuda(torch_releases.load(), "aarch64")
 LOCKS = [
-    *(data.build_lock(own.name, KERNELS) for own in ALL if own.kernels and minor(own.kernels.torch.version) in WITH_CUDA),
+    *(
+        data.build_lock(own.name, KERNELS)
+        for own in ALL
+        if own.kernels and minor(own.kernels.torch.version) in WITH_CUDA
+    ),
     *(data.run_lock(own.name, PLUGIN) for own in ALL if own.is_plugin and minor(own.torch.version) in WITH_CUDA),
 ]
 pytestmark = [pytest.mark.whole, pytest.mark.network]
@@ -48,6 +55,10 @@ MAIN = """
 #include <cstdio>
 extern "C" int cuInit(int); extern "C" int cuMore(int);
 int main() { std::printf("%d %d\\n", cuInit(7), cuMore(8)); }
+"""
+NAMES = """
+#include <cstdio>
+int main() { std::printf("%s %s\\n", registered(), named()); }
 """
 
 
@@ -140,6 +151,37 @@ def test_the_smallest_wheel_is_cross_compiled_packaged_and_found_to_be_as_planne
     assert "is compiled for aarch64" in done.stdout + done.stderr
 
 
+def test_the_index_conversion_for_the_stable_abi_is_cross_compiled_and_a_kernel_of_its_own(
+    job: Job, cache: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = store.Store(tmp_path / "cache").open()
+    # What loads the module is left out: no torch for aarch64 is here.
+    monkeypatch.setattr(stable, "_check", lambda *_: None)
+    made = stable.compile_index(job, quiet_run(tmp_path, builds))
+    name = stable_variant(job.torch.version, job.plan.cuda, job.plan.processor)
+    assert name == "torch-stable-abi28-cu124-aarch64-linux"
+    variant = Variant(name, made.namespace, made.file.read_bytes(), made.archs, "")
+    inspected = inspection.inspect(kernel_repository.write(tmp_path / "kernels", kernel_repository.INDEX, variant))
+    assert inspected.problems == ()
+    (module,) = (module for module in inspected.modules if not module.is_text)
+    assert (module.machine, module.stable_abi, module.glibc) == ("aarch64", True, "2.17")
+    assert set(module.sass) == {"9.0"}
+
+
+# Of a name of 8 characters, instructions for aarch64 hold parts of two bytes, which are not found; then the module
+# registers the old name when it is loaded, and the command ends with DCA-704.
+@pytest.mark.parametrize("name", ["_some_fa2_C", "flash_attention_of_somebody"])
+def test_the_other_name_of_a_namespace_is_what_the_emulated_processor_registers(
+    name: str, cross: Cross, tmp_path: Path
+) -> None:
+    (tmp_path / "main.cpp").write_text(SOURCE.replace("NAME", name) + NAMES)
+    program = tmp_path / "main"
+    cross.compile("-O2", "-fPIC", "-s", tmp_path / "main.cpp", "-o", program)
+    assert runner.run([*cross.emulator, program]).text.split() == [name] * 2
+    program.write_bytes(renaming.renamed(program.read_bytes(), name, "_1a2b3c"))
+    assert runner.run([*cross.emulator, program]).text.split() == [f"_1a2b3c{name[7:]}"] * 2
+
+
 def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
     own: Job, cross: Cross, tmp_path: Path
 ) -> None:
@@ -152,7 +194,9 @@ def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
     done = runner.run(words, timeout=900.0)
     assert done.ok, done.text[-3000:]
     cases = [json.loads(line) for line in done.tail if line.startswith("{")]
-    assert {case["case"] for case in cases} == {f"conversion/{name}" for name in ("random", "borders", "rows", "drawn", "long")}
+    assert {case["case"] for case in cases} == {
+        f"conversion/{name}" for name in ("random", "borders", "rows", "drawn", "long")
+    }
     assert all(case["row blocks"] > 0 for case in cases)
 
 
@@ -160,7 +204,9 @@ def test_the_kernels_host_form_equals_the_oracle_on_an_emulated_processor(
 def test_a_stand_in_of_a_library_is_linked_and_loaded_on_the_emulated_processor(
     does: stand_ins.Does, cross: Cross, tmp_path: Path
 ) -> None:
-    library = StandIn("libcuda.so.1", {"": ["cuInit"], "V_1": ["cuMore"]}, does).write(tmp_path / "libcuda.so.1", "aarch64")
+    library = StandIn("libcuda.so.1", {"": ["cuInit"], "V_1": ["cuMore"]}, does).write(
+        tmp_path / "libcuda.so.1", "aarch64"
+    )
     assert elf.read(library).machine == "aarch64"
     (tmp_path / "main.cpp").write_text(MAIN)
     cross.compile(tmp_path / "main.cpp", library, "-Wl,-rpath,$ORIGIN", "-o", tmp_path / "main")

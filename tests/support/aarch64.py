@@ -1,4 +1,4 @@
-"""Debian's compiler for aarch64 and its emulator of such programs, downloaded with pinned hashes, unpacked, and not installed.
+"""Debian's compiler for aarch64 and its emulator of such programs: pinned by hash, unpacked, and not installed.
 
 Also a CUDA toolkit and a torch to link with, for nvcc of this machine.
 """
@@ -129,7 +129,7 @@ class Cross(NamedTuple):
 
 
 def unpacked(folder: Path, cache: store.Store) -> Cross:
-    """The compiler and the emulator, in a folder; a test that wants them is skipped where Debian's mirror is not reached."""
+    """The compiler and the emulator, in a folder; a test is skipped where Debian's mirror cannot be reached."""
     release = Apt(
         distribution="debian",
         suite="bookworm",
@@ -150,7 +150,7 @@ def unpacked(folder: Path, cache: store.Store) -> Cross:
     # Programs find libraries of their packages only where these would be installed, or by a variable.
     libraries = cross.root / "usr/lib/x86_64-linux-gnu"
     for program in [*cross.root.glob(f"usr/bin/{TARGET}-*"), cross.root / "usr/bin/qemu-aarch64"]:
-        text = f"#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(str(libraries))} exec {shlex.quote(str(program))} \"$@\"\n"
+        text = f'#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(str(libraries))} exec {shlex.quote(str(program))} "$@"\n'
         store.write_bytes(cross.root / "bin" / program.name, text.encode(), mode=0o755)
     # A linker script, which names files where the package would be installed.
     script = cross.root / "usr" / TARGET / "lib/libc.so"

@@ -30,8 +30,7 @@ def check_machine(world: World, draft: Draft) -> None:
     draft.refuse(
         "DCA-310",
         f"wheels are built on Linux {known}; this machine is {machine.system} {machine.processor}.",
-        f"build on a Linux machine with one of these processors; a wheel runs only on machines like the one that built "
-        "it.",
+        "build on a Linux machine with one of these processors; a wheel runs only on machines of the same kind.",
     )
 
 
