@@ -18,13 +18,12 @@ import pytest
 
 from dca import inspection
 from dca.binaries import elf, renaming
-from dca.binaries.limits import Work
 from dca.catalogue import machine, recipes, toolkits, torch_releases
 from dca.catalogue.kernel_layout import stable_variant
 from dca.catalogue.plan import Request
 from dca.catalogue.recipes import KERNELS, PLUGIN
 from dca.catalogue.torch_releases import minor, with_cuda
-from dca.compile import cmake, compiler_cache, compiling, lean, stable
+from dca.compile import cmake, compiler_cache, compiling, lean, ops, stable
 from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import BuildEnvironment, Job
 from dca.foundation import data, runner, store
@@ -92,8 +91,26 @@ def job(own: Job, cross: Cross, cache: store.Store, tmp_path_factory: pytest.Tem
     store.remove(folder)
 
 
-def compiled(job: Job, folder: Path, cache: store.Store) -> Build:
-    """As `compiling.compile_modules`, without loading the module: its schemas are those of the texts inside it."""
+@pytest.fixture(scope="module")
+def python(cross: Cross, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python on the emulated processor, with the recipe's torch, which has no CUDA there."""
+    folder = tmp_path_factory.mktemp("python")
+    yield cross.python(folder, data.build_lock("vllm-0.10.2", "lean"), cache)
+    store.remove(folder)
+
+
+def provide_cuda(module: Path, python: Path) -> None:
+    """Write stand-ins for torch's CUDA libraries, with what a module needs and torch for the CPU does not have."""
+    libraries = python.parents[1] / "libraries"
+    (own,) = (python.parents[1] / "root").glob("usr/local/lib/*/dist-packages/torch/lib")
+    there = elf.defined(own / "libc10.so") | elf.defined(own / "libtorch_cpu.so")
+    names = set(elf.torch_symbols(elf.read(module).undefined)) - there
+    StandIn("libc10_cuda.so", {"": names}).write(libraries / "libc10_cuda.so", "aarch64")
+    StandIn("libtorch_cuda.so", {}).write(libraries / "libtorch_cuda.so", "aarch64")
+
+
+def compiled(job: Job, python: Path, folder: Path, cache: store.Store) -> Build:
+    """As `compiling.compile_modules`; the module is loaded, and lists its ops, on the emulated processor."""
     run = quiet_run(folder, cache)
     (module,) = job.plan.compiled
     with compiling.prepared(job, run) as (jobs, build_folder):
@@ -102,15 +119,14 @@ def compiled(job: Job, folder: Path, cache: store.Store) -> Build:
         file = folder / "_C.abi3.so"
         file.write_bytes(lean.module_file(module, build_folder.path).read_bytes())
         objects = cmake.objects(build_folder.ninja, module.name)
-    found = schemas.strings(Work(1 << 40))(file, "")
-    assert found
+    provide_cuda(file, python)
     built = BuiltModule(
         name=module.name,
         path=module.path,
         origin="compiled",
         file=str(file),
         sha256=store.sha256_file(file),
-        schemas=tuple(f"_C::{text}" for text in found[1]),
+        schemas=ops.schemas(file, python, run.log),
         objects=objects,
     )
     return Build(
@@ -124,20 +140,19 @@ def compiled(job: Job, folder: Path, cache: store.Store) -> Build:
     )
 
 
-def test_the_smallest_wheel_is_cross_compiled_packaged_and_found_to_be_as_planned(
-    own: Job, job: Job, cache: store.Store, dca: RunDca, tmp_path: Path
+def test_the_smallest_wheel_is_cross_compiled_loaded_packaged_and_found_to_be_as_planned(
+    own: Job, job: Job, python: Path, cache: store.Store, dca: RunDca, tmp_path: Path
 ) -> None:
     builds = store.Store(tmp_path / "cache").open()
     link_cache(builds.root, cache)
-    build = compiled(job, tmp_path, builds)
+    build = compiled(job, python, tmp_path, builds)
     made = package.package(job, build, tmp_path, quiet_run(tmp_path, builds))
     assert made.name.endswith("-cp38-abi3-manylinux_2_24_aarch64.whl")
     # The torch of this machine has the same symbols, as far as its C++ is the same.
-    texts = schemas.strings(Work(1 << 40))
-    inspected = inspection.inspect(made, texts, torch=own.torch, asked=job.plan.archs)
+    inspected = inspection.inspect(made, schemas.built(build), torch=own.torch, asked=job.plan.archs)
     assert inspection.compare(inspected, job.plan) == []
     (module,) = inspected.modules
-    assert {f"_C::{text.partition('(')[0]}" for text in module.schemas or ()} == set(job.plan.compiled[0].ops)
+    assert set(map(ops.op_name, module.schemas or ())) == set(job.plan.compiled[0].ops)
     assert (module.machine, module.sass) == ("aarch64", {"9.0": 1})
     assert module.torch_symbols > 0
     assert module.missing_symbols == ()

@@ -59,8 +59,9 @@ def digest(schema: str) -> str:
 
 def driver_stand_in(module: Path, folder: Path) -> Path:
     """A library libcuda.so.1 with the driver's symbols that a module requires, each returning "no device"."""
-    names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
-    return driver(names).write(folder / "libcuda.so.1")
+    library = elf.read(module)
+    names = [symbol.name for symbol in library.undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
+    return driver(names).write(folder / "libcuda.so.1", library.machine)
 
 
 def driver(functions: Collection[str]) -> StandIn:

@@ -56,8 +56,8 @@ class StandIn:
             path: of the file.
             processor: that it is for, as `uname -m` prints it; this machine's by default.
         """
-        # On any other machine nothing is built that would be loaded with it.
-        known = processor or (platform.machine() if platform.machine() in CODE else FIRST)
+        # Nothing is built on or for any other processor.
+        known = next(name for name in (processor, platform.machine(), FIRST) if name in CODE)
         content = elf_writer.shared_library(self.soname, self.functions, CODE[known][self.does], known)
         store.write_if_changed(path, content)
         return path
