@@ -1,6 +1,6 @@
 """Wheels for aarch64 without such a machine: cross-compiled modules, and host code on an emulated processor.
 
-No GPU of such a machine has run anything, and the module is not loaded: there is no torch with CUDA for it here.
+No GPU of such a machine has run anything, and torch's CUDA libraries are stand-ins.
 """
 
 from __future__ import annotations

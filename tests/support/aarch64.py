@@ -1,4 +1,4 @@
-"""Debian's compiler for aarch64 and its emulator of such programs: pinned by hash, unpacked, and not installed.
+"""Debian's compiler, Python and emulator for aarch64: pinned by hash, unpacked, and not installed.
 
 Also a CUDA toolkit and a torch to link with, for nvcc of this machine.
 """
