@@ -286,12 +286,14 @@ def _run(expansion: Expansion, settings: Settings, asked: Asked, cache: Store, b
         return Ray(folder, [*words, *more]) if asked.executor == "ray" else Slurm(folder, given, [*words, *more])
 
     given = sbatch_options(asked.slurm)
-    of_smoke = engine_of(f"{asked.executor}-smoke", {**given, **sbatch_options(asked.smoke_slurm)})
-    # A cluster without GPUs is an error before hours of builds.
-    kinds = nodes.find_kinds(of_smoke) if asked.smoke == NODES else ()
+    tests, kinds = None, tuple[engine.Kind, ...]()
+    if asked.smoke == NODES:
+        tests = engine_of(f"{asked.executor}-smoke", {**given, **sbatch_options(asked.smoke_slurm)})
+        # A cluster without GPUs is an error before hours of builds.
+        kinds = nodes.find_kinds(tests)
     builds = engine_of(asked.executor, given, *(["--offline"] if asked.offline else []))
     done = engine.run(expansion, jobs.jobs(expansion, wish).jobs, settings, run, builds)
-    return nodes.prove(done, kinds, wish.cores, settings, run, of_smoke) if kinds else done
+    return nodes.prove(done, kinds, wish.cores, settings, run, tests) if tests else done
 
 
 def _request(cell: Cell) -> Request:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,9 +40,11 @@ HOPELESS = {
         "give it more with `--slurm mem=…`; `dca matrix --format json` shows what each job asks for.",
     ),
 }
-MEMORY = re.compile(r"^slurmstepd\S*: error: .*(memory limit|oom.kill)", re.IGNORECASE | re.MULTILINE)
-LIMITED = "give it more time with `--slurm time=MINUTES`, or another partition; finished objects are kept."
 """States in which another try would end the same way, or is not wanted: why, and what to do."""
+MEMORY = re.compile(r"^slurmstepd\S*: error: .*(memory limit|oom.kill)", re.IGNORECASE | re.MULTILINE)
+"""What a node writes into the output of a job that it ends for its memory."""
+LIMITED = "give it more time with `--slurm time=MINUTES`, or another partition; finished objects are kept."
+"""What to do about a job whose time runs out each time."""
 GPUS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"}
 """Options of sbatch that ask for GPUs, in place of which a job of one kind of GPU has its own."""
 UNUSABLE = ("down", "drain", "fail", "error", "inval", "maint", "reserved")
@@ -96,7 +99,8 @@ class Slurm:
         words: that the command of every job ends with.
 
     Raises:
-        DcaError: DCA-103 for a program of Slurm or a library that is not there.
+        DcaError: DCA-103 for a program of Slurm or a library that is not there, DCA-207 for a folder that others may
+            write to.
     """
 
     name = "Slurm"
@@ -116,6 +120,7 @@ class Slurm:
                 "submitit is not installed, which --executor slurm requires.",
                 remedy=machine.install_command("submitit"),
             ) from None
+        _keep_private(folder)
         self.folder, self.given, self.words = folder, dict(given), tuple(words)
         self.prefix = f"dca-{documents.digest(str(folder))[:12]}-"
         self._gone: dict[str, float] = {}
@@ -347,6 +352,24 @@ def _silent(done: Completed) -> DcaError:
         why=" ".join(done.tail[-2:]),
         remedy="try `squeue`; when it answers, run the same command again: jobs that were submitted go on.",
     )
+
+
+def _keep_private(folder: Path) -> None:
+    """Make the folder of the jobs' files, or check that nobody else may write there.
+
+    submitit's files are pickles, and whoever writes one decides what the driver and the nodes run.
+
+    Raises:
+        DcaError: DCA-207 when it is another user's, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DcaError(
+            "DCA-207",
+            f"others may write to {folder}, which the jobs' files are read from.",
+            remedy="remove the folder once none of its jobs is in the queue, or choose another --cache-dir.",
+        )
 
 
 def _ask(argv: Sequence[str]) -> Completed:
