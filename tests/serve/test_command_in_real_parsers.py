@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from dca import cli
+from dca.catalogue import releases
 from dca.serve import versions
 from dca.serve.command import FORMATS, Launch
 from tests.serve.conftest import Engines
@@ -223,9 +224,9 @@ def test_the_parser_of_the_engine_reads_every_line_as_it_is_meant(
     assert own <= set(told["variables"])
     # -1 is a number to every parser; that older engines take it for a length shows only at their start.
     dated = {one.flag: "error" not in read for one, read in zip(versions.load().flags, answers, strict=True)}
-    release = versions.order(engines(name).version)
+    release = releases.order(engines(name).version)
     assert {flag: read for flag, read in dated.items() if " " not in flag} == {
-        one.flag: release >= versions.order(one.since) for one in versions.load().flags if " " not in one.flag
+        one.flag: release >= releases.order(one.since) for one in versions.load().flags if " " not in one.flag
     }
     used[name] = {flag for one in asked for flag, _ in one.launch.flags}
 

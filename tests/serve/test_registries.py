@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dca.serve import registries, versions
+from dca.catalogue import registries
+from dca.serve import versions
 from tests.support.serving import codes, planned
 
 SIZES: dict[str, Any] = {
@@ -76,12 +77,12 @@ def test_nothing_is_said_of_a_class_that_may_be_there(names: list[str], version:
 
 @pytest.mark.parametrize("version", ["0.10.2", "0.33.0"])
 def test_every_class_of_a_registry_is_there(version: str) -> None:
-    (own,) = [one for one in registries.load().registries if one.version == version]
-    assert [name for name in own.classes if registries.absence([name], version)] == []
+    (own,) = [one for one in registries.load().all_releases() if one.version == version]
+    assert [name for name in sorted(own.classes) if registries.absence([name], version)] == []
 
 
 def test_the_newest_rules_and_the_newest_registry_are_of_the_same_version() -> None:
-    assert registries.load().registries[-1].version == versions.NEWEST
+    assert registries.load().all_releases()[-1].version == versions.NEWEST
 
 
 @pytest.mark.parametrize(("name", "last"), [("MiniMaxM1ForCausalLM", "0.23.0"), ("ArcticForCausalLM", "0.28.0")])

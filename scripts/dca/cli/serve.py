@@ -494,7 +494,7 @@ def _launch(
         subject: what is served.
         plan: how.
         start: what the server is started with beside that.
-        image: of a container; the usual one when empty.
+        image: of a container; the default when empty.
         program: `vllm`, or its path for a unit.
 
     Raises:
@@ -539,7 +539,15 @@ def _launch(
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
         )
     folder = subject.file is not None
-    return commands.launch(plan, subject.gpus, server, folder=folder, image=image or commands.IMAGE, program=program)
+    return commands.launch(
+        plan,
+        subject.gpus,
+        server,
+        folder=folder,
+        image=image,
+        program=program,
+        published=subject.engine.recipe if subject.engine.stock else "",
+    )
 
 
 @command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s, Python or recipe.")
@@ -553,7 +561,9 @@ def _launch(
     show_default=True,
     help="Form of the command.",
 )
-@click.option("--image", default="", show_default=commands.IMAGE, help="Image of the container.")
+@click.option(
+    "--image", default="", show_default=f"{commands.IMAGE}, or vLLM's own of a release", help="Image of the container."
+)
 @click.option(
     "--vllm", "program", default="vllm", show_default=True, metavar="FILE", help="Program; a unit needs its path."
 )

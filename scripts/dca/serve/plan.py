@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca import inspection
-from dca.catalogue import recipes
+from dca.catalogue import recipes, releases
 from dca.config.config_rules import Finding
 from dca.foundation import hub
 from dca.foundation.documents import Document
@@ -366,7 +366,7 @@ def subject_of(
     version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
     if version:
         reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
-        if versions.order(version) > versions.order(versions.NEWEST):
+        if releases.order(version) > releases.order(versions.NEWEST):
             reason += f" It is newer than {versions.NEWEST}, whose rules the plan has."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."

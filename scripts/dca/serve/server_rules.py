@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dca import config as configs
+from dca.catalogue import registries, releases
 from dca.catalogue.model_needs import Model
 from dca.catalogue.recipes import PLUGINS, Loaded, compiling
 from dca.config import classes as config_classes
@@ -17,7 +18,7 @@ from dca.doctor.values import order
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
-from dca.serve import gpu_memory, registries, versions
+from dca.serve import gpu_memory, versions
 from dca.serve.engines import ADDED, DROPPED, V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
@@ -270,7 +271,7 @@ def dated(subject: Subject) -> Iterator[Finding]:
         "--max-model-len -1": asked.unlimited,
     }
     for one in versions.load().flags:
-        if used.get(one.flag) and version and versions.order(version) < versions.order(one.since):
+        if used.get(one.flag) and version and releases.order(version) < releases.order(one.since):
             instead = "name the number of tokens" if asked.unlimited and " " in one.flag else "omit it"
             yield _error(
                 "DCA-168",
@@ -303,7 +304,7 @@ def _finer(shape: Shape, share: int, version: str) -> bool:
     """Whether a version divides the blocks of FP8 experts so that a share of their width is a whole number of them."""
     known = versions.load()
     block = math.gcd(shape.quantized.group, share, shape.hidden)
-    return versions.reached(version, known.quantized_while_loading) and block >= known.smallest_divided_block
+    return releases.reached(version, known.quantized_while_loading) and block >= known.smallest_divided_block
 
 
 def _undivided_widths(shape: Shape, tp: int, asked: Asked) -> Iterator[tuple[str, int]]:
@@ -392,7 +393,7 @@ def _published(subject: Subject) -> Iterator[Finding]:
     weights = _weights(subject)
     if weights is None:
         return
-    if asked.stock and versions.order(asked.version) <= versions.order(weights.absent):
+    if asked.stock and releases.order(asked.version) <= releases.order(weights.absent):
         yield _error(
             "DCA-152",
             f"vLLM {asked.version} does not read {weights.method} weights, which came after {weights.absent}.",
@@ -761,9 +762,9 @@ def _lacks(subject: Subject) -> str:
         return ""
     version = subject.asked.version
     what = f"vLLM {version} has no dual chunk attention; it was "
-    if versions.order(version) < ADDED:
+    if releases.order(version) < ADDED:
         return f"{what}added in {'.'.join(map(str, ADDED))}."
-    return f"{what}removed in {'.'.join(map(str, DROPPED))}." if versions.order(version) >= DROPPED else ""
+    return f"{what}removed in {'.'.join(map(str, DROPPED))}." if releases.order(version) >= DROPPED else ""
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:

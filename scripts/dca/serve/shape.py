@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dca import config as configs
+from dca.catalogue import releases
 from dca.catalogue.model_needs import UNSTATED_DTYPE
 from dca.config import classes, compare, config_rules, folder, layout, models
 from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout, Rotary
@@ -398,7 +399,7 @@ def _rows(found: Layout, length: int) -> int:
 
 def in_engine(shape: Shape, version: str) -> Shape:
     """A model with the length that a version of vLLM allows."""
-    if shape.stated and versions.order(version) >= versions.order(versions.load().stated_lengths):
+    if shape.stated and releases.order(version) >= releases.order(versions.load().stated_lengths):
         return shape.model_copy(update={"length": shape.stated})
     return shape
 

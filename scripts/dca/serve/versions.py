@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dca.catalogue import releases
 from dca.config.models import Count
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
@@ -146,7 +146,7 @@ class Known(Value):
 
     def oldest(self, version: str) -> str:
         """The oldest compute capability with code in vLLM's own wheel of a version; empty where it is not known."""
-        found = [one.oldest for one in self.wheels if order(one.since) <= order(version)]
+        found = [one.oldest for one in self.wheels if releases.order(one.since) <= releases.order(version)]
         return found[-1] if found else ""
 
 
@@ -160,21 +160,7 @@ def load(path: Path | None = None) -> Known:
     return datafile.load(Known, path or data.engine_memory_file())
 
 
-def order(version: str) -> tuple[int, ...]:
-    """A version's release numbers, to compare: (0, 31, 0, 1) for 0.31.0.1, (0, 30) for 0.30.0; () without any."""
-    stated = (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]
-    numbers = [int(number) for number in re.findall(r"\d+", stated)]
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)
-
-
-def reached(version: str, since: str) -> bool:
-    """Whether a version is this one, or later."""
-    return order(version) >= order(since)
-
-
 def of(version: str) -> Era:
     """The era of a version; the first for one that is older."""
     eras = load().engines
-    return next((era for era in reversed(eras) if order(version) >= order(era.since)), eras[0])
+    return next((era for era in reversed(eras) if releases.order(version) >= releases.order(era.since)), eras[0])
