@@ -4,8 +4,8 @@
 
 SOURCE is the unpacked source distribution of the release, and FOLDER the `transformers` package that it is tested with,
 which requirements/test of the source names. `--removed` prints the classes that vLLM's own table of earlier ones names
-instead, with their last version. `--by-transformers` prints the classes that vLLM may take from transformers; run it with
-the Python of an environment that has the transformers package (`dca engine make` makes one).
+instead, with their last version. `--by-transformers` prints the classes that vLLM may take from transformers; run it
+with the Python of an environment that has the transformers package (`dca engine make` makes one).
 
 Only names and versions are read, without importing vLLM.
 """

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dca.serve import command, plan
-from dca.serve.command import Launch, Server
+from dca.serve.command import Launch, Server, Where
 from tests.support.serving import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 # Words that mean something to a shell, a unit or YAML.
@@ -50,7 +50,9 @@ def launched(
 ) -> Launch:
     about, served = subject(model, where, machines=machines)
     folder = about.file is not None
-    return command.launch(plan.make(about, served), about.gpus, Server(**server), folder=folder, program=program)
+    return command.launch(
+        plan.make(about, served), about.gpus, Server(**server), folder=folder, where=Where(program=program)
+    )
 
 
 def odd(place: Path, chance: random.Random) -> Launch:

@@ -144,6 +144,9 @@ def _wish(model: str, named: str | None, machines: int, recipe: str | None, whee
     if version is not None and (recipe is not None or wheel is not None):
         what = "--engine-version is for vLLM as it is published, and --recipe and --wheel are for another engine."
         raise DcaError("DCA-201", what, remedy="omit one of them.")
+    if asked["eager"] and asked["graphs"]:
+        what = "--enforce-eager turns CUDA graphs off, and --cuda-graphs requires them."
+        raise DcaError("DCA-201", what, remedy="omit one of them.")
     given = {
         **asked,
         "quantization": asked["quantization"] or "",
@@ -268,6 +271,7 @@ _subject = packed(
     ),
     click.option("--cuda-graphs", "graphs", is_flag=True, help="Require CUDA graphs."),
     click.option("--enforce-eager", "eager", is_flag=True, help="Use no CUDA graphs."),
+    click.option("--trust-remote-code", "trusted", is_flag=True, help="Let the engine run the model's own code."),
     click.option(
         "--kv-cache-memory-bytes",
         "cache_bytes",
@@ -538,16 +542,8 @@ def _launch(
             "and would run dense.",
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
         )
-    folder = subject.file is not None
-    return commands.launch(
-        plan,
-        subject.gpus,
-        server,
-        folder=folder,
-        image=image,
-        program=program,
-        published=subject.engine.recipe if subject.engine.stock else "",
-    )
+    where = commands.Where(image, program, subject.engine.recipe if subject.engine.stock else "")
+    return commands.launch(plan, subject.gpus, server, folder=subject.file is not None, where=where)
 
 
 @command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s, Python or recipe.")

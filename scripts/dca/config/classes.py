@@ -83,6 +83,10 @@ class Known(Value):
     """Types whose layers have attention and a dense MLP twice."""
     long_tables: tuple[Type, ...]
     """Types whose rotary table has as many rows as model_max_length says, where the file states it."""
+    original_lengths: dict[Type, Count]
+    """original_max_position_embeddings of types whose class has one of its own."""
+    original_inside: tuple[Type, ...]
+    """Types whose class takes original_max_position_embeddings from the scaling."""
     scalings: tuple[Scalings, ...]
     defaults: dict[Type, Defaults]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config import classes, guards, layout, models
+from dca.catalogue import registries
+from dca.config import classes, guards, layout, models, own_code
 from dca.config.edit import table_faults
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.layout import count as count
@@ -82,6 +83,7 @@ class Subject:
     Args:
         source: config.json.
         table: content of the sparse table's own file; None without one.
+        tokenizer: content of tokenizer_config.json; empty without one.
         model: the known model; None when it cannot be identified.
         readers: the readers the folder is meant for.
         others: all known readers, for warnings when no reader is named.
@@ -93,6 +95,7 @@ class Subject:
 
     source: Json
     table: Any = None
+    tokenizer: dict[str, Any] = field(default_factory=dict)
     model: KnownModel | None = None
     readers: tuple[Reader, ...] = ()
     others: tuple[Reader, ...] = ()
@@ -777,6 +780,18 @@ def _outside(subject: Subject) -> Iterator[Finding]:
 
 
 # The order is that of their codes; DCA-137 is for files that the others are not for.
+def brought(subject: Subject) -> Iterator[Finding]:
+    """DCA-139: code of the model's own, which every reader must run, because none has a class itself."""
+    newest = registries.load().all_releases()[-1]
+    if parts := list(own_code.of(subject.source.plain(), subject.tokenizer, newest)):
+        yield subject.warning(
+            "DCA-139",
+            f"the model's own code has {' and '.join(parts)}: no vLLM up to {newest.version} has one.",
+            "read the model's *.py files: engines need --trust-remote-code to run them; the readers of dca never do.",
+            *(("auto_map",) if "auto_map" in subject.source.plain() else ()),
+        )
+
+
 RULES: tuple[Rule, ...] = (
     types,
     keys,
@@ -796,6 +811,7 @@ RULES: tuple[Rule, ...] = (
     mark,
     both,
     known,
+    brought,
     table_lines,
 )
 # What holds for any file.

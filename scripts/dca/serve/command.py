@@ -57,6 +57,21 @@ class Server:
     alloc: str = ""
 
 
+@dataclass(frozen=True)
+class Where:
+    """What the engine is started from.
+
+    Args:
+        image: the container's image; when empty vLLM's own of a published release, else that of the Dockerfile.
+        program: `vllm`, or its path in a systemd unit.
+        published: the release of vLLM, if it serves as it is published; else empty.
+    """
+
+    image: str = ""
+    program: str = "vllm"
+    published: str = ""
+
+
 class Launch(Document):
     """The command in a neutral form.
 
@@ -130,9 +145,7 @@ def launch(
     server: Server,
     *,
     folder: bool,
-    image: str = "",
-    program: str = "vllm",
-    published: str = "",
+    where: Where | None = None,
 ) -> Launch:
     """The command for a plan.
 
@@ -141,10 +154,9 @@ def launch(
         gpus: the plan's GPUs.
         server: the server's other settings.
         folder: whether the model is a folder on this machine.
-        image: the container's image; by default vLLM's own of a published release, else that of the Dockerfile.
-        program: `vllm`, or its path in a systemd unit.
-        published: the release of vLLM, if it serves as it is published; else empty.
+        where: what the engine is started from; by default the image of the Dockerfile, and `vllm`.
     """
+    where = where or Where()
     flags = [(flag.name, flag.value or None) for flag in plan.flags]
     if server.name:
         flags.append(("--served-model-name", server.name))
@@ -176,9 +188,9 @@ def launch(
         each=gpus.each,
         used=math.ceil(best.tp * best.pp / gpus.machines),
         visible=server.visible,
-        image=image or (image_of(published) if published else IMAGE),
-        program=program,
-        published=published,
+        image=where.image or (image_of(where.published) if where.published else IMAGE),
+        program=where.program,
+        published=where.published,
         title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
     )
 
@@ -305,7 +317,7 @@ def _others(launch: Launch) -> str:
 
 
 def dockerfile(launch: Launch) -> str:
-    """A Dockerfile for an image with a wheel and its lock, which must be in the build context; or of vLLM's own image."""
+    """A Dockerfile for an image with a wheel and its lock, which must be in the build context; or from vLLM's own."""
     if launch.published:
         return _rendered(
             "Dockerfile.published",

@@ -122,6 +122,8 @@ def make(subject: Subject, served: str) -> ServePlan:
         most = max(most, asked.length or 0)
     length = asked.length or most
     if asked.unlimited:
+        # What the engine would serve if no length were asked for is the most that -1 stands for.
+        most = min(most, shape.unasked or most)
         length = choose.longest_of(shape, gpus, asked, most, tp)[0] or most
     documented = outcome(shape, gpus, choose.documented(shape, gpus, asked, length, tp))
     planned = choose.choose(shape, gpus, asked, length, tp)
@@ -232,6 +234,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
     yield from _dense_notes(shape)
+    yield from _long_notes(shape, planned.settings.length)
     if len(gpus.names) > 1:
         yield "the GPUs differ: the plan gives all of them the memory of the smallest."
     if not gpus.archs:
@@ -275,6 +278,15 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
         f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
+
+
+def _long_notes(shape: Shape, length: int) -> Iterator[str]:
+    """Longrope has two sets of factors."""
+    if 0 < shape.unasked < length:
+        yield (
+            f"the model's original length is {shape.unasked:,} tokens, and this engine's default. With a larger "
+            "--max-model-len it rotates every prompt by longrope's long factors, which lowers quality of short ones."
+        )
 
 
 def _dense_notes(shape: Shape) -> Iterator[str]:

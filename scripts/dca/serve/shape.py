@@ -131,6 +131,7 @@ class Shape(Value):
         length_key: the key of config.json that it takes them from.
         model_type: that of the whole config.json.
         stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
+        unasked: tokens that engines serve by default of a model with longrope, which can do more; 0 for others.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
         local_size: local_size of dual chunk attention, in tokens.
@@ -174,6 +175,7 @@ class Shape(Value):
     length_key: str = LENGTH
     model_type: str = ""
     stated: int = 0
+    unasked: int = 0
     original: int = 0
     chunk_size: int = 0
     local_size: int = 0
@@ -365,6 +367,7 @@ def shape_of(
         length_key=found.where(LENGTH)[-1],
         model_type=found.model_type,
         stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
+        unasked=_unasked(found),
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
         chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
@@ -397,8 +400,19 @@ def _rows(found: Layout, length: int) -> int:
     return own or layout.count(found.text.get(LENGTH)) or length
 
 
+def _unasked(found: Layout) -> int:
+    """The original length of a model with longrope, as its class takes it; 0 for others, and where it has none."""
+    if not any(rotary.type == "longrope" for rotary in found.rotary):
+        return 0
+    known, inside = classes.load(), found.rotary[0].parameters.get(ORIGINAL)
+    stated = layout.count(found.text.get(ORIGINAL)) or known.original_lengths.get(found.text_type)
+    return (layout.count(inside) if found.text_type in known.original_inside else None) or stated or 0
+
+
 def in_engine(shape: Shape, version: str) -> Shape:
-    """A model with the length that a version of vLLM allows."""
+    """A model with the lengths that a version of vLLM allows, and serves by default."""
+    if not releases.reached(version, versions.load().original_lengths):
+        shape = shape.model_copy(update={"unasked": 0})
     if shape.stated and releases.order(version) >= releases.order(versions.load().stated_lengths):
         return shape.model_copy(update={"length": shape.stated})
     return shape
