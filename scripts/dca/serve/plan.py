@@ -149,7 +149,7 @@ def make(subject: Subject, served: str) -> ServePlan:
         instead=instead,
         longest=longest,
         longest_batched=batched,
-        binding=_binding(shape, at_limit or planned),
+        binding=_binding(at_limit or planned, most),
         minimum_gb=shape.minimum_gb,
         needed_gb=needed(shape, planned) / 1e9,
         token_bytes=_kept_bytes(shape, planned.settings, planned.settings.layout),
@@ -213,13 +213,18 @@ def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
     return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
 
 
-def _binding(shape: Shape, best: Outcome) -> str:
-    """What limits the length: at the largest length that fits, or as planned if none fits."""
+def _binding(best: Outcome, most: int) -> str:
+    """What limits the length: at the largest length that fits, or as planned if none fits.
+
+    Args:
+        best: the outcome at that length.
+        most: tokens that the engine allows.
+    """
     if best.ends == "loading":
         return "weights"
     if best.ends == "weights":
         return "weights and activations"
-    if best.fits and best.settings.length >= min(shape.rows, shape.length):
+    if best.fits and best.settings.length >= most:
         return "the model's own length"
     names = {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}
     return names[max(names, key=best.term)]
