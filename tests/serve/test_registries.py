@@ -34,11 +34,12 @@ def folder(place: Path, *names: str) -> str:
     ("name", "version", "instead"),
     [
         # Added later: absent in a registry of that version or a later one.
-        ("MiniMaxM2ForCausalLM", "0.10.2", "0.32.0"),
-        ("MiniMaxM2ForCausalLM", "0.6.0", "0.32.0"),
+        ("MiniMaxM2ForCausalLM", "0.10.2", "0.11.1"),
+        ("MiniMaxM2ForCausalLM", "0.6.0", "0.11.1"),
+        ("Qwen3_5ForConditionalGeneration", "0.14.1", "0.17.0"),
         ("Qwen3NextForCausalLM", "0.8.5", "0.10.2"),
         ("Qwen3NextForCausalLM", "0.10.1.1", "0.10.2"),
-        ("GptOssForCausalLM", "0.8.5", "0.10.1.1"),
+        ("GptOssForCausalLM", "0.8.5", "0.10.1"),
         # Removed: vLLM's own table has the last version, or a later registry lacks it.
         ("MiniMaxM1ForCausalLM", "0.33.0", "0.23.0"),
         ("MiniMaxM1ForCausalLM", "0.23.1", "0.23.0"),
@@ -56,8 +57,9 @@ def test_a_class_that_a_version_surely_lacks_is_named_with_one_that_has_it(
     ("names", "version"),
     [
         (["MiniMaxM2ForCausalLM"], "0.33.0"),
-        # Between two known releases: it may have it.
         (["MiniMaxM2ForCausalLM"], "0.20.0"),
+        # Between two known releases, of which one has it: it may have it.
+        (["Qwen3_5ForConditionalGeneration"], "0.16.9"),
         (["MiniMaxM1ForCausalLM"], "0.23.0"),
         (["Qwen3NextForCausalLM"], "0.10.2"),
         (["LlamaForCausalLM"], "0.5.0"),
