@@ -577,6 +577,18 @@ def test_a_config_without_a_number_is_one_message(key: str, value: object, tmp_p
     assert key in refused.value.what
 
 
+def test_a_length_that_nothing_states_is_the_engines_own(tmp_path: Path) -> None:
+    # BLOOM's positions are biases, and its class has no length.
+    bloom = config(
+        model_type="bloom", architectures=["BloomForCausalLM"], max_position_embeddings=None, rope_theta=None
+    )
+    (tmp_path / "config.json").write_text(json.dumps(bloom))
+    made = planned(str(tmp_path), "1x80")
+    assert made.planned.settings.length == 2048
+    assert any("states no length" in note for note in made.notes)
+    assert codes(made) == []
+
+
 CARD = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
 
 

@@ -334,6 +334,9 @@ def spelling(subject: Subject) -> Iterator[Finding]:
         value = subject.text.get(name)
         # Some models state a number for each layer.
         each = value if isinstance(value, list) and value and name != LENGTH else [value]
+        # Some classes of latent attention, whose heads have sizes of their own, save 0.
+        if name == "head_dim" and value == 0 and subject.latent:
+            continue
         if value is not None and not all(count(one) is not None for one in each):
             yield _misspelt(subject, value, "a positive integer", *subject.at(name))
 
@@ -764,8 +767,8 @@ def both(subject: Subject) -> Iterator[Finding]:
 
 def _outside(subject: Subject) -> Iterator[Finding]:
     """Rotary settings at the top level of a model whose language model has a part of its own."""
-    # transformers 4 saves the sizes and settings of some models in both places.
-    if not subject.layout.path or subject.layout.config.get("num_hidden_layers") is not None:
+    # transformers 4 saves the sizes and settings of some models in both places, and others rotate something else there.
+    if not subject.layout.path or any(subject.layout.config.get(name) for name in ("num_hidden_layers", "head_dim")):
         return
     part = ".".join(subject.layout.path)
     for name in (SCALING, PARAMETERS, THETA):
@@ -779,7 +782,6 @@ def _outside(subject: Subject) -> Iterator[Finding]:
         )
 
 
-# The order is that of their codes; DCA-137 is for files that the others are not for.
 def brought(subject: Subject) -> Iterator[Finding]:
     """DCA-139: code of the model's own, which every reader must run, because none has a class itself."""
     newest = registries.load().all_releases()[-1]
@@ -792,6 +794,7 @@ def brought(subject: Subject) -> Iterator[Finding]:
         )
 
 
+# The order is that of their codes; DCA-137 is for files that the others are not for.
 RULES: tuple[Rule, ...] = (
     types,
     keys,

@@ -314,6 +314,7 @@ def _own_of(config: dict[str, Any], layer: Layers) -> Layers:
 NAMED: dict[str, Kind] = {
     "full_attention": "full",
     "sparse_attention": "full",
+    "indexed_attention": "full",
     "attention": "full",
     "global_attention": "full",
     "sliding_attention": "window",
@@ -325,6 +326,7 @@ NAMED: dict[str, Kind] = {
     "mamba2": "state",
     "recurrent": "state",
     "hybrid": "full",
+    "hybrid_sliding": "window",
     "conv": "state",
     "kda": "state",
     "mlp": "none",

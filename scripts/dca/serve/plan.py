@@ -286,7 +286,9 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
 
 
 def _long_notes(shape: Shape, length: int) -> Iterator[str]:
-    """Longrope has two sets of factors."""
+    """A length that no file states, and one beyond that of longrope's short factors."""
+    if not shape.length_key:
+        yield f"config.json states no length, nor does the model's class: vLLM takes {shape.length:,} tokens for it."
     if 0 < shape.unasked < length:
         yield (
             f"the model's original length is {shape.unasked:,} tokens, and this engine's default. With a larger "

@@ -128,7 +128,7 @@ class Shape(Value):
         rows: rows of the rotary table, one for each position.
         tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
-        length_key: the key of config.json that it takes them from.
+        length_key: the key of config.json that it takes them from; empty where there is none.
         model_type: that of the whole config.json.
         stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
         unasked: tokens that engines serve by default of a model with longrope, which can do more; 0 for others.
@@ -334,7 +334,9 @@ def shape_of(
     dual = dual if isinstance(dual, dict) and dual else {}
     experts = _widest(config, "num_experts")
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
-    count, rows = _needed(config, name, "num_hidden_layers"), _rows(found, _needed(config, name, LENGTH))
+    count = _needed(config, name, "num_hidden_layers")
+    unstated = not any(one in config for one in (LENGTH, *layout.OTHER_NAMES[LENGTH]))
+    rows = _rows(found, kinds.UNSTATED_LENGTH if unstated else _needed(config, name, LENGTH))
     layers = kinds.of(config)
     recurrent = all(group.kind == "state" for group in layers.groups)
     encoder = kinds.encodes(config)
@@ -364,7 +366,7 @@ def shape_of(
         rows=rows if dual else found.scaled(rows) or rows,
         tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
-        length_key=found.where(LENGTH)[-1],
+        length_key="" if unstated else found.where(LENGTH)[-1],
         model_type=found.model_type,
         stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
         unasked=_unasked(found),
