@@ -141,6 +141,20 @@ def absence(names: Sequence[str], version: str) -> Absence | None:
     return found[0] if found and all(found) and len(found) == len(names) else None
 
 
+def unheard(names: Sequence[str], version: str) -> bool:
+    """Whether no known release has any of a model's classes, nor takes one from transformers.
+
+    Args:
+        names: a model's classes.
+        version: of vLLM, whose transformers counts.
+    """
+    known = load()
+    writing = [name for name in names if name.endswith(WRITING)]
+    having = (one for name in writing for one in known.all_releases() if one.has(name))
+    borrowed = any(known.borrows(name, version) for name in writing)
+    return bool(writing) and len(writing) == len(names) and not borrowed and next(having, None) is None
+
+
 def _absence(name: str, version: str) -> Absence | None:
     known, number = load(), releases.order(version)
     every = known.all_releases()

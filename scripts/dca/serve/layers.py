@@ -680,7 +680,7 @@ def towers(found: Layout) -> Iterator[tuple[str, Tower]]:
         yield found.text_type, _tower(undescribed.model_dump())
 
 
-SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video|embd_layer")
+SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video")
 """Keys of parts for images and sound; files have many names for them."""
 ASIDE = re.compile(r"lora|token(?!izer)|vocoder|codec|talker")
 """Keys that are no such part, or of one that writes."""

@@ -813,6 +813,14 @@ def _registered(subject: Subject) -> Iterator[Finding]:
     """An engine whose version does not have the model's class."""
     version = subject.asked.version
     absent = registries.absence(subject.shape.architectures, version) if version else None
+    if absent is None and subject.asked.stock and registries.unheard(subject.shape.architectures, version):
+        known = registries.load().all_releases()
+        yield _warning(
+            "DCA-158",
+            f"no release of vLLM from {known[0].version} to {known[-1].version} has the class "
+            f"{' or '.join(subject.shape.architectures)}: only a plugin, or the model's own code, can bring it.",
+            "check that the engine has it, or use the model in a form for transformers.",
+        )
     if absent is None:
         return
     what = f"vLLM {version} does not have the class {absent.name}: {absent.why}."

@@ -694,7 +694,7 @@ def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
 def _needed(config: dict[str, Any], name: str, key: str) -> int:
     number = _widest(config, key)
     if not number:
-        raise _lacks(name, key)
+        raise _lacks(name, key, config.get("text_model_id"))
     return number
 
 
@@ -721,7 +721,20 @@ def _lacks_number(name: str, key: str) -> int:
     raise _lacks(name, key)
 
 
-def _lacks(name: str, key: str) -> DcaError:
+def _lacks(name: str, key: str, other: Any = None) -> DcaError:
+    """The refusal of a file without a number.
+
+    Args:
+        name: the model's name.
+        key: the number's.
+        other: the model on a hub that the file names in place of sizes.
+    """
+    if isinstance(other, str) and other:
+        return DcaError(
+            "DCA-205",
+            f"the config.json of {name} has no sizes of its language model, which is that of {other}.",
+            remedy=f"plan {other}, and leave room for the part beside it.",
+        )
     return DcaError(
         "DCA-205",
         f"the config.json of {name} has no usable number for `{key}`.",
