@@ -87,6 +87,7 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-133", {"dual_chunk_attention_config": {**DCA, "chunk_size": 4096}}, {}),
     ("DCA-133", {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}}, {}),
     ("DCA-133", {"dual_chunk_attention_config": [1]}, {}),
+    ("DCA-133", {"dual_chunk_attention_config": DCA, "model_type": "llama"}, {}),
     ("DCA-133", {"dual_chunk_attention_config": {"local_size": 8192, "original_max_position_embeddings": 262144}}, {}),
     ("DCA-134", {"dual_chunk_attention_config": DCA}, {"readers": (READERS["vllm-current"],)}),
     ("DCA-136", {**SCALED, "rope_parameters": {**YARN, "factor": 2.0, "rope_theta": 1000000.0}}, {}),

@@ -270,3 +270,31 @@ def test_a_smaller_length_beside_the_tables_is_named(tmp_path: Path) -> None:
     assert error.code == "DCA-127"
     assert "8,192 tokens, the model's seq_length" in error.what
     assert "write 16384 as seq_length" in error.remedy
+
+
+def test_a_language_model_that_is_only_named_is_told(tmp_path: Path) -> None:
+    told = {
+        "architectures": ["UltravoxModel"],
+        "model_type": "ultravox",
+        "text_model_id": "org/text",
+        "hidden_size": 4096,
+    }
+    with pytest.raises(DcaError) as refused:
+        read(folder(tmp_path, told))
+    assert refused.value.code == "DCA-205"
+    assert "org/text" in refused.value.what
+
+
+def test_a_head_of_latent_attention_may_be_stated_as_zero_and_others_rotate_beside_the_text() -> None:
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": 0, "model_type": "glm5_next"}
+    assert found(config(**latent)) == []
+    assert "DCA-122" in found(config(head_dim=0))
+    sound = {"model_type": "musicflamingo", "head_dim": 1280, "rope_parameters": {"rope_type": "default"}}
+    assert found({**sound, "text_config": config()}) == []
+    assert "DCA-136" in found({"model_type": "vl", "rope_scaling": {"type": "x"}, "text_config": config()})
+
+
+def found(value: dict[str, Any]) -> list[str]:
+    """The codes of the errors of a config."""
+    subject = Subject(text.parse(json.dumps(value).encode(), "config.json"))
+    return [one.code for one in config_rules.check(subject) if one.severity == "error"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dca.catalogue import registries
-from dca.serve import versions
+from dca.config import classes
+from dca.serve import engines, versions
 from tests.support.serving import codes, planned
 
 SIZES: dict[str, Any] = {
@@ -100,3 +102,19 @@ def test_a_class_that_transformers_may_have_is_only_a_warning(tmp_path: Path) ->
     assert codes(shown) == []
     (warning,) = [one for one in shown.findings if one.code == "DCA-158"]
     assert "transformers" in warning.what
+
+
+def test_a_class_of_no_release_is_a_warning(tmp_path: Path) -> None:
+    shown = planned(folder(tmp_path, "LlavaLlamaForCausalLM"), "4xH200", version="0.33.0")
+    assert codes(shown) == []
+    (warning,) = [one for one in shown.findings if one.code == "DCA-158"]
+    assert "0.7.3 to 0.33.0" in warning.what
+    # Roles, and what transformers may have, are left out.
+    assert not registries.unheard(["XLMRobertaForSequenceClassification"], "0.33.0")
+    assert not registries.unheard(["T5ForConditionalGeneration"], "0.33.0")
+
+
+def test_types_with_dual_chunk_attention_are_those_of_the_engines_classes() -> None:
+    names = {name.removesuffix("ForCausalLM") for engine in engines.load_all() for name in engine.architectures}
+    types = {re.sub(r"(?<=[0-9a-z])(?=[A-Z])", "_", name).lower() for name in names}
+    assert types == set(classes.load().dual_chunk)

@@ -89,6 +89,8 @@ class Known(Value):
     """Types with a part for images that their class has, and their file does not describe."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
+    dual_chunk: tuple[Type, ...]
+    """Types whose class computes dual chunk attention, in the engines that have it."""
     long_tables: tuple[Type, ...]
     """Types whose rotary table has as many rows as model_max_length says, where the file states it."""
     towers: dict[str, Sizes]

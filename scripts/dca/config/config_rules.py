@@ -668,7 +668,15 @@ def shapes(subject: Subject) -> Iterator[Finding]:
 
 
 def chunks(subject: Subject) -> Iterator[Finding]:
-    """DCA-133: numbers of dual chunk attention that are impossible, or another model's."""
+    """DCA-133: numbers of dual chunk attention that are impossible, or another model's; a class without it."""
+    kind_of = subject.layout.text_type
+    if subject.dca and kind_of and kind_of not in classes.load().dual_chunk:
+        yield subject.error(
+            "DCA-133",
+            f"no engine computes dual chunk attention for the type `{kind_of}`: attention would stay as it is.",
+            "remove it with `dca config drop-dca DIR`.",
+            *subject.at(DCA),
+        )
     dual = subject.text.get(DCA)
     if dual is None:
         if DCA in subject.text:
