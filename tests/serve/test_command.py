@@ -361,3 +361,12 @@ def test_a_pod_asks_for_the_gpus_that_the_server_uses(
         # Ray in the pods sees what they claim, and on machines all that is there.
         assert f'"GPU", 0) < {machines * used})' in engine["command"][-1]
         assert f"once `ray status` shows {machines * each} GPUs" in command.shell(launch)
+
+
+def test_a_script_may_run_the_models_own_tokenizer_where_the_engine_may(tmp_path: Path) -> None:
+    asked, served = subject(folder(tmp_path), "1xA100-80", trusted=True)
+    launch = command.launch(plan.make(asked, served), asked.gpus, Server(), folder=True)
+    text = command.python(launch)
+    assert "AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)" in text
+    assert "trust_remote_code=True,\n" in text
+    assert "trust_remote_code" not in command.python(launched())

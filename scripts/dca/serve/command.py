@@ -117,6 +117,11 @@ class Launch(Document):
         return PUBLISHED_HOME if self.published else base_images.HOME
 
     @property
+    def trusted(self) -> bool:
+        """Whether the engine may run the model's own code."""
+        return any(name == "--trust-remote-code" for name, _ in self.flags)
+
+    @property
     def without_ray(self) -> bool:
         """Whether Ray has to start the server, and vLLM's own image has none."""
         return self.machines > 1 and bool(self.published) and releases.reached(self.published, NO_RAY)
