@@ -286,7 +286,13 @@ def test_a_language_model_that_is_only_named_is_told(tmp_path: Path) -> None:
 
 
 def test_a_head_of_latent_attention_may_be_stated_as_zero_and_others_rotate_beside_the_text() -> None:
-    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": 0, "model_type": "glm5_next"}
+    latent: dict[str, Any] = {
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "head_dim": 0,
+        "model_type": "glm5_next",
+    }
     assert found(config(**latent)) == []
     assert "DCA-122" in found(config(head_dim=0))
     sound = {"model_type": "musicflamingo", "head_dim": 1280, "rope_parameters": {"rope_type": "default"}}

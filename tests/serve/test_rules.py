@@ -220,7 +220,8 @@ def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
     assert len(found) == len(own)
     assert found | {"DCA-150", "DCA-159"} >= {code for code in failures.load().codes if "DCA-150" <= code < "DCA-160"}
     assert [code for code in sorted(found | {"DCA-150", "DCA-159"}) if f"| {code} |" not in page] == []
-    assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-123", "DCA-151", "DCA-157"}
+    elsewhere = {"DCA-110", "DCA-123", "DCA-151", "DCA-157", "DCA-173"}
+    assert {code for _, wanted in WRONG for code in wanted} >= found - elsewhere
 
 
 # --- quantized weights ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ ADAPTER = "adapter_config.json"
 # What folders have that are no transformers model, or a part of one.
 WITHOUT = (
     (".gguf", "GGUF files, which hold their config", "name a folder with the config.json of the original model."),
-    ("params.json", "Mistral's own params.json", "download the model's config.json beside it, if it has one."),
+    ("params.json", "params.json of another format", "download the model's config.json beside it, if it has one."),
     ("model_index.json", "a pipeline of diffusers", "name the folder of a language model, maybe one inside it."),
     (".safetensors.index.json", "weights alone", "download the model's config.json beside them."),
     (".safetensors", "weights alone", "download the model's config.json beside them."),

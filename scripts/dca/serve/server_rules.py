@@ -37,7 +37,7 @@ OLDEST_PLUGIN = "8.0"
 V0_BLOCK = 32
 """The largest block of the KV cache that the kernels of the V0 engine read on CUDA."""
 LATENT_BLOCK, LATENT_KERNELS = 64, (9, 0)
-"""The smallest block of FlashMLA and CUTLASS MLA, and the oldest compute capability that has them."""
+"""The smallest block of the fastest kernels of latent attention, and the oldest compute capability that has them."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
