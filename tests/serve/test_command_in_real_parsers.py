@@ -44,7 +44,7 @@ BOTH = [
     # The model of four key heads: eight ranks hold each twice.
     ["{wide}", "--gpus", "8x80", "--tp", "8", "--decode-context-parallel-size", "2", *SMALL],
     ["{mixture}", "--gpus", "4x80", "--enable-expert-parallel", *SMALL],
-    ["Org/Own@abc", "--gpus", "1x24", *SMALL],
+    ["Org/Own@abc", "--gpus", "1x24", "--trust-remote-code", *SMALL],
 ]
 NEWER = [
     [ORDINARY, "--gpus", "1x24", "--kv-offloading-size", "4", *SMALL],
@@ -105,6 +105,8 @@ def printed(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -
     lines["systemd"] = unquoted(list(units(texts["systemd"]).values())[-1]["ExecStart"][0])
     lines["k8s"] = _in_a_pod(texts["k8s"])
     lines = {name: argv[_place_of_vllm(argv) + 1 :] for name, argv in lines.items()}
+    # The program is the entry point of vLLM's own image, which stands between it and its words.
+    lines["docker"] = lines["docker"][launch.image == lines["docker"][0] :]
     lines["recipe"] = _of_a_recipe(texts["recipe"])
     # The image's own command, which the others take the place of.
     command = re.search(r"^CMD (.*)$", texts["dockerfile"], re.MULTILINE)
