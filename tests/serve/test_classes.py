@@ -104,6 +104,7 @@ EYES = {"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304}
         ({"visual_tokenizer_config": {"model_type": "any", "backbone_config": EYES}}, 411),
         ({"vision_config": {"layers": 27, "width": 1152, "mlp_ratio": 3.7362}}, 411),
         ({"visual": {"layers": 48, "width": 1664, "mlp_ratio": 4.9231}}, 1848),
+        ({"encoder_config": {"hidden_dim": 1024, "num_layers": 16, "num_heads": 8}}, 203),
         # Only named: by an object, and by a text.
         ({"img_processor": {"name": "clip_vision_model", "num_img_tokens": 144}}, 303),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": -2}, 303),
@@ -119,7 +120,15 @@ def test_parts_for_images_have_many_names(beside: dict[str, Any], millions: int)
     assert (shape.tower - plain.tower) / 1e6 == pytest.approx(millions, rel=0.06)
 
 
-@pytest.mark.parametrize("beside", [{"mm_vision_tower": "someone/other"}, {"vision_config": {"model_type": "own"}}])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"mm_vision_tower": "someone/other"},
+        {"vision_config": {"model_type": "own"}},
+        # A width, but of no attention.
+        {"vision_config": {"hidden_dim": 2560, "num_hidden_layers": 64}},
+    ],
+)
 def test_a_part_for_images_without_sizes_is_not_known(beside: dict[str, Any]) -> None:
     (what,) = shape_of({**config(), **beside}, "seeing").unknown
     assert what == f"images or sound ({next(iter(beside))})"

@@ -680,7 +680,7 @@ def towers(found: Layout) -> Iterator[tuple[str, Tower]]:
         yield found.text_type, _tower(undescribed.model_dump())
 
 
-SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video")
+SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video|^encoder_config$")
 """Keys of parts for images and sound; files have many names for them."""
 ASIDE = re.compile(r"lora|token(?!izer)|vocoder|codec|talker")
 """Keys that are no such part, or of one that writes."""
@@ -699,10 +699,17 @@ DEEP = (
 )
 
 
+def _wide(part: dict[str, Any]) -> int:
+    """Elements of a part's hidden states; hidden_dim is also a width of parts without attention."""
+    return _first(part, *WIDE) or (
+        _count(part, "hidden_dim") if _first(part, "num_heads", "num_attention_heads") else 0
+    )
+
+
 def _sized(part: dict[str, Any]) -> dict[str, Any]:
     """A part, or what lies in it, that states its sizes; empty without any."""
     # Some towers state the text's width as hidden_size, and its own as embed_dim.
-    if _first(part, *WIDE) and _first(part, *DEEP):
+    if _wide(part) and _first(part, *DEEP):
         return part
     inner = (_sized(value) for value in part.values() if isinstance(value, dict))
     return next(filter(None, inner), {})
@@ -717,7 +724,7 @@ def _by_name(part: dict[str, Any]) -> dict[str, Any]:
 
 def _tower(part: dict[str, Any]) -> Tower:
     """A transformer over patches, with its projection to the text's hidden size."""
-    wide, deep = _first(part, *WIDE), _first(part, *DEEP)
+    wide, deep = _wide(part), _first(part, *DEEP)
     inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size", "linear_units")
     if not wide or not deep:
         return Tower(weights=0, width=0)
