@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from dca.catalogue import toolkits
+from dca.catalogue import targets, toolkits
 from dca.catalogue.toolkits import AptPackage, FoundToolkit, Layout, ToolkitSource
 from tests.support import MATH_FUNCTIONS
 
@@ -200,6 +201,31 @@ def test_every_toolkit_that_can_be_brought_is_of_a_known_cuda_version_and_comple
         for part in ("bin/nvcc", "bin/ptxas", "nvvm/bin/cicc", "lib64/libcudart.so", "include"):
             # It is there by its own name, or in a folder that is taken whole.
             assert targets & {part, *map(str, Path(part).parents)}, (source.name, part)
+
+
+def test_each_toolkit_is_of_one_processor_by_its_file_names_too() -> None:
+    for source in toolkits.load_sources():
+        assert source.machine in targets.PROCESSORS
+        assert all(wheel.file.endswith(f"_{source.machine}.whl") for wheel in source.wheels)
+    by_processor = [toolkits.load_sources(processor) for processor in targets.PROCESSORS]
+    assert all(by_processor)
+    every = [source.name for sources in by_processor for source in sources]
+    assert sorted(every) == sorted(source.name for source in toolkits.load_sources())
+    assert toolkits.load_sources("ppc64le") == ()
+
+
+def test_on_aarch64_a_whole_toolkit_has_its_libraries_in_a_folder_for_it(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = toolkit(tmp_path / "kit")
+    for name in ("include/cuda_runtime.h", "lib64/libcudart.so"):
+        target = kit / "targets/sbsa-linux" / name.replace("lib64", "lib")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (kit / name).rename(target)
+    missing = ("runtime headers", "cudart")
+    for processor, lacks in (("x86_64", missing), ("aarch64", ()), ("ppc64le", missing)):
+        monkeypatch.setattr(platform, "machine", lambda processor=processor: processor)
+        assert [one.missing for one in found(tmp_path, kit)] == [lacks]
 
 
 def test_a_toolkit_is_taken_from_the_places_of_its_parts_and_from_one_at_least() -> None:

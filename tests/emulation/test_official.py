@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from dca.binaries import fatbin
 from dca.catalogue import machine, recipes
-from dca.emulation import forms, images, kernels
+from dca.emulation import images, kernels
 from dca.emulation.ptx import parser
 from dca.emulation.translation import code
 from dca.foundation import data
@@ -62,22 +64,38 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
     assert errors.lse < 2e-6
 
 
+# An instruction's opcode with its modifiers, behind braces, labels and a guard.
+_OPCODE = re.compile(r"(?:\s|[{}]|[\w$]+:(?!:))*(?:@!?\S+\s+)?([a-z][\w.:]*)\b")
+
+
+def _translated(text: str) -> tuple[int, set[str]]:
+    """Translate each kernel of a text.
+
+    Returns:
+        How many there are, and the forms of their instructions, as a pattern finds them.
+    """
+    module = parser.module(text)
+    written: set[str] = set()
+    for kernel in module.kernels:
+        assert code.translated(module, kernel)
+        span = module.functions[kernel]
+        body = re.sub("//.*", "", text[span.start : span.end]).partition("{")[2]
+        written |= {found[1] for one in body.split(";") if (found := _OPCODE.match(one))}
+    return len(module.kernels), written
+
+
 @pytest.mark.whole
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
 def test_every_kernel_is_translated_and_every_form_is_in_the_list(
     name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]
 ) -> None:
-    seen: set[str] = set()
-    count = 0
-    for one in images.read(_official(name, cache, all_recipes)).codes:
-        if one.kind == fatbin.PTX:
-            seen |= forms.forms_of(one.text).keys()
-            module = parser.module(one.text)
-            for kernel in module.kernels:
-                assert code.translated(module, kernel)
-                count += 1
+    texts = (one.text for one in images.read(_official(name, cache, all_recipes)).codes if one.kind == fatbin.PTX)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = list(pool.map(_translated, texts))
 
+    count, seen = sum(one for one, _ in done), set[str]().union(*(forms for _, forms in done))
+    print(f"{count} kernels, {len(seen)} forms")
     assert count > 500
     assert seen <= set(USED)
 

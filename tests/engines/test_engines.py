@@ -215,7 +215,7 @@ def test_a_module_loads_without_a_version_of_a_library_once_its_demand_is_gone(m
         ctypes.CDLL(str(module))
     changed = tmp_path / "changed.so"
     changed.write_bytes(elf.without_demand(module.read_bytes(), "libold.so.1", "NEW_2.0"))
-    own = StandIn("libown.so", {"": ["begin"]}, repairs.RETURN).write(tmp_path / "libown.so")
+    own = StandIn("libown.so", {"": ["begin"]}, "return").write(tmp_path / "libown.so")
     program = f"import ctypes; print(ctypes.CDLL({str(changed)!r}).ask())"
     done = subprocess.run(
         [sys.executable, "-c", program], env={"LD_PRELOAD": str(own)}, capture_output=True, text=True, check=False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +157,10 @@ def test_the_variant_for_a_torch_is_the_one_that_the_library_takes(
         assert f"its variant for this torch is {STABLE}" in answer(torch)
     assert "it has no variant for torch 2.11.0+cu130" in answer("2.11.0+cu130")
     assert "it has no variant for torch 2.7.1+cu128" in answer("2.7.1+cu128")
+    # Of a newer stable ABI, and for a processor that this machine has not.
+    other = stable_variant("2.9.0", "12.4", "aarch64" if platform.machine() == "x86_64" else "x86_64")
+    shutil.copytree(repository / "build" / STABLE, repository / "build" / other)
+    assert f"its variant for this torch is {STABLE}" in answer("2.11.0+cu128")
 
 
 @pytest.mark.parametrize(

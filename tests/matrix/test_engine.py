@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -329,6 +330,19 @@ def test_a_script_for_sbatch_has_each_option_once(
     assert len(found) == len(lines)
     own = {"job-name", "nodes", "open-mode", "output", "signal"}
     assert {name: value for name, value in found.items() if name not in own} == expected
+
+
+def test_the_folder_of_slurms_jobs_is_ours_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The driver and the nodes unpickle what lies there."""
+    monkeypatch.setattr(slurm, "PROGRAMS", ())
+    folder = tmp_path / "run" / "slurm"
+    slurm.Slurm(folder, {})
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    folder.chmod(0o770)
+    with pytest.raises(DcaError, match="others may write to") as caught:
+        slurm.Slurm(folder, {})
+    assert caught.value.code == "DCA-207"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from dca.catalogue import compiler_caches, host_packages, toolkits
+from dca.catalogue import compiler_caches, host_packages, toolkits, torch_releases
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.host_packages import Installer
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
@@ -105,6 +105,7 @@ def world(seen: Machine | None = None, reached: Reach | None = None, recipes: tu
         toolkits=toolkits.load_sources(),
         cuda=toolkits.load_versions(),
         caches=compiler_caches.load_all(),
+        torch=torch_releases.load(),
         machine=seen or machine(),
         reach=reached or reach(),
     )
@@ -1121,3 +1122,29 @@ def test_a_variant_that_other_gpus_would_get_is_refused() -> None:
     assert planned(request.model_copy(update={"variants": False})).archs == ("8.7",)
     reason = only_reason(request)
     assert (reason.code, "8.9" in reason.text) == ("DCA-314", True)
+
+
+def on(processor: str, release: str, own: Loaded) -> World:
+    """A machine of a processor, where a made-up recipe has a torch that has CUDA there."""
+    torch = own.recipe.torch.model_copy(update={"version": release})
+    loaded = own.model_copy(update={"recipe": own.recipe.model_copy(update={"torch": torch})})
+    return world(machine(processor=processor), reach(git=False, apt=False, redist=True), (loaded,))
+
+
+def test_nothing_is_copied_from_a_wheel_of_another_processor() -> None:
+    # Companions cannot be reached, so that their modules are copied where that is possible.
+    own = next(loaded for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
+    assert planned(Request(recipe=UPSTREAM), on("x86_64", "2.11.0", own)).copied
+    assert refused(Request(recipe=UPSTREAM), on("aarch64", "2.11.0", own))[UPSTREAM][0] == "DCA-301"
+    everything = refused(Request(recipe=UPSTREAM, prebuilt=("all",)), on("aarch64", "2.11.0", own))
+    assert everything[UPSTREAM][0] == "DCA-309"
+
+
+def test_the_processor_is_part_of_what_is_built_and_not_written_for_the_first_one() -> None:
+    request, kit = Request(recipe=UPSTREAM, profile="kernels"), machine(toolkits=(CUDA13,))
+    here = planned(request, world(kit, reach(git=True)))
+    there = planned(request, world(kit.model_copy(update={"processor": "aarch64"}), reach(git=True)))
+    assert here.toolkit == there.toolkit
+    assert here.key != there.key
+    assert "processor" not in here.model_dump(mode="json")
+    assert there.model_dump(mode="json")["processor"] == "aarch64"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 
 import pytest
 from hypothesis import given, settings
 
+from dca.catalogue import recipes
 from dca.catalogue.machine import Compiler, Gpu
 from dca.catalogue.plan import Cannot, LocalTree, Plan, Request
 from dca.catalogue.toolkits import FoundToolkit
@@ -194,19 +196,35 @@ def test_a_refusal_names_the_nearest_recipe_its_reason_and_the_way(
     assert tuple(told.remedy.split("\n")[: len(outcome.ways)]) == outcome.ways
 
 
-@pytest.mark.parametrize(
-    ("processor", "system", "wheel"),
-    [("aarch64", "Linux", True), ("ppc64le", "Linux", False), ("arm64", "Darwin", False)],
-)
-def test_another_kind_of_machine_is_the_only_reason_and_names_what_helps_there(
-    processor: str, system: str, wheel: bool
-) -> None:
+@pytest.mark.parametrize(("processor", "system"), [("ppc64le", "Linux"), ("arm64", "Darwin"), ("aarch64", "Darwin")])
+def test_another_kind_of_machine_is_the_only_reason(processor: str, system: str) -> None:
     seen = world(machine(processor=processor, system=system, compilers=(), toolkits=()), reach(apt=False))
     told = error(Request(cuda="12.1"), seen)
     assert told.code == "DCA-310"
-    assert told.why == f"wheels are built on Linux x86_64; this machine is {system} {processor}."
-    assert ("pip install vllm==0.10.2" in told.remedy) == wheel
+    assert told.why == f"wheels are built on Linux x86_64 or aarch64; this machine is {system} {processor}."
     assert "toolkit" not in told.remedy
+
+
+@pytest.mark.parametrize("profile", ["lean", "full"])
+def test_a_torch_without_cuda_for_the_processor_is_the_only_reason_and_each_way_out_of_it_is_one(profile: str) -> None:
+    everything = recipes.load_all()
+    seen = world(machine(processor="aarch64", compilers=(), toolkits=()), reach(apt=False, index=False), everything)
+    told = error(Request(cuda="12.1", recipe=UPSTREAM, profile=profile), seen)
+    assert (told.code, told.why.count("\n")) == ("DCA-310", 0)
+    assert told.why.startswith("for aarch64 the package index has torch 2.8.0 only without CUDA.")
+    assert "pip install vllm==0.10.2" in told.remedy
+    able = world(machine(processor="aarch64", toolkits=()), reach(git=True), everything)
+    ways = re.findall(r"--recipe (\S+)(?: --profile (\S+))? builds", told.remedy)
+    assert len(ways) == 2
+    for name, wanted in ways:
+        assert isinstance(resolve(Request(recipe=name, profile=wanted or "lean"), able), Plan)
+
+
+def test_a_torch_that_nobody_has_looked_at_is_not_believed_to_have_cuda_on_another_processor() -> None:
+    request = Request(recipe=UPSTREAM, profile="kernels")
+    seen = world(machine(processor="aarch64", toolkits=()), reach(git=True))
+    assert isinstance(resolve(request, seen), Plan)
+    assert error(request, dataclasses.replace(seen, torch=())).code == "DCA-310"
 
 
 def test_the_reason_against_every_recipe_is_said_once_and_of_others_the_first_sentence() -> None:

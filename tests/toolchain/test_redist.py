@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import lzma
+import platform
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -524,7 +525,7 @@ def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
 @pytest.mark.long
 @pytest.mark.network
 def test_a_real_nvcc_of_the_package_index_is_brought_and_compiles(cache: store.Store, tmp_path: Path) -> None:
-    (source,) = (source for source in toolkits.load_sources() if source.places == ("index",))
+    (source,) = (source for source in toolkits.load_sources(platform.machine()) if source.places == ("index",))
     folder = provide.bring(source, Run(cache.open(), Silent(), tmp_path / "log"))
     kept_here = store.Store(tmp_path / "cache").open()
     provide.admit(folder, some_plan(source), Run(kept_here, Silent(), tmp_path / "log"))

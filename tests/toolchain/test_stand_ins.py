@@ -150,7 +150,7 @@ def test_every_name_is_found_by_the_loader_and_by_the_linker(count: int, tmp_pat
     """The linker takes the names of each version, and the loader then binds a program to them."""
     names = [f"f{number * 7919}" for number in range(count)]
     functions = {"": names[::3], "V_1": names[1::3], "libz.so.9": names[2::3]}
-    library = StandIn("libx.so.1", functions, stand_ins.NO_DEVICE).write(tmp_path / "libx.so.1")
+    library = StandIn("libx.so.1", functions, "no device").write(tmp_path / "libx.so.1")
     assert elf.defined(library) == set(names)
     source = "".join(f'extern "C" int {name}(); ' for name in names)
     calls = " + ".join(f"{name}()" for name in names) or "0"

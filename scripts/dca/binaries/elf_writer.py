@@ -1,4 +1,4 @@
-"""Writes an ELF shared library for x86-64 whose functions all run the same code, without a compiler and a linker.
+"""Writes an ELF shared library whose functions all run the same code, without a compiler and a linker.
 
 It has what a loader and a linker look up: symbols, their versions, a hash table. The layout is that of the System V ABI
 (gABI 4.1) and, for the versions, of the Linux Standard Base, "Symbol Versioning".
@@ -9,8 +9,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
-PAGE = 0x1000
+
+class Machine(NamedTuple):
+    """A processor that libraries are written for.
+
+    Args:
+        number: of it in ELF's header.
+        page: bytes of the largest page that its kernels use; segments with other rights begin on another one.
+    """
+
+    number: int
+    page: int
+
+
+MACHINES = {"x86_64": Machine(62, 0x1000), "aarch64": Machine(183, 0x10000)}
+"""By the name that `uname -m` prints."""
 HEADER, PROGRAM, SECTION, SYMBOL = 64, 56, 64, 24
 # Types and flags of segments and sections.
 PT_LOAD, PT_DYNAMIC, PT_GNU_STACK = 1, 2, 0x6474E551
@@ -27,14 +42,18 @@ UNVERSIONED, FIRST_VERSION = 1, 2
 LOADED = (".hash", ".dynsym", ".dynstr", ".gnu.version", ".gnu.version_d", ".text", ".dynamic")
 
 
-def shared_library(soname: str, functions: Mapping[str, Collection[str]], code: bytes) -> bytes:
+def shared_library(
+    soname: str, functions: Mapping[str, Collection[str]], code: bytes, processor: str = "x86_64"
+) -> bytes:
     """The bytes of a library; the same for the same arguments.
 
     Args:
         soname: its name for the loader.
         functions: their names, by symbol version; "" is the key of those without one.
         code: machine code of every function.
+        processor: of that code, one of `MACHINES`.
     """
+    machine = MACHINES[processor]
     versions = [version for version in sorted(functions) if version and functions[version]]
     number = {"": UNVERSIONED, **{version: FIRST_VERSION + place for place, version in enumerate(versions)}}
     symbols = sorted((name, number[version]) for version, names in functions.items() for name in names)
@@ -48,7 +67,7 @@ def shared_library(soname: str, functions: Mapping[str, Collection[str]], code: 
         ".text": code,
         ".dynamic": bytes(16 * 10),
     }
-    at = _addresses(contents)
+    at = _addresses(contents, machine.page)
     code_section = LOADED.index(".text") + 1
     entries = (
         struct.pack("<IBBHQQ", places[name], GLOBAL_FUNCTION, 0, code_section, at[".text"], len(code))
@@ -68,7 +87,7 @@ def shared_library(soname: str, functions: Mapping[str, Collection[str]], code: 
         (0, 0),
     ]
     contents[".dynamic"] = b"".join(struct.pack("<QQ", *tag) for tag in tags)
-    return _file(contents, at, len(versions) + 1)
+    return _file(contents, at, len(versions) + 1, machine)
 
 
 def _strings(texts: list[str]) -> tuple[bytes, dict[str, int]]:
@@ -108,18 +127,18 @@ def _definitions(names: list[str], places: Mapping[str, int]) -> bytes:
     return b"".join(entries)
 
 
-def _addresses(contents: Mapping[str, bytes]) -> dict[str, int]:
+def _addresses(contents: Mapping[str, bytes], page: int) -> dict[str, int]:
     """The address of each section; that of the writable one is on a page of its own, at the same offset in it."""
     place, at = HEADER + 4 * PROGRAM, {}
     for name in LOADED:
         place = (place + 15) // 16 * 16
-        at[name] = place + PAGE if name == ".dynamic" else place
+        at[name] = place + page if name == ".dynamic" else place
         place += len(contents[name])
     return at
 
 
-def _file(contents: Mapping[str, bytes], at: Mapping[str, int], versions: int) -> bytes:
-    offsets = {name: at[name] - (PAGE if name == ".dynamic" else 0) for name in LOADED}
+def _file(contents: Mapping[str, bytes], at: Mapping[str, int], versions: int, machine: Machine) -> bytes:
+    offsets = {name: at[name] - (machine.page if name == ".dynamic" else 0) for name in LOADED}
     names, places = _strings([*LOADED, ".shstrtab"])
     link = {name: LOADED.index(name) + 1 for name in LOADED}
     kinds = {
@@ -136,19 +155,20 @@ def _file(contents: Mapping[str, bytes], at: Mapping[str, int], versions: int) -
     sections = [bytes(SECTION)]
     for name, (kind, flags, linked, info, entry) in kinds.items():
         size = len(contents[name])
-        fields = (places[name], kind, flags, at[name], offsets[name], size, linked, info, 16, entry)
-        sections.append(struct.pack("<IIQQQQIIQQ", *fields))
+        section = (places[name], kind, flags, at[name], offsets[name], size, linked, info, 16, entry)
+        sections.append(struct.pack("<IIQQQQIIQQ", *section))
     sections.append(struct.pack("<IIQQQQIIQQ", places[".shstrtab"], SHT_STRTAB, 0, 0, end, len(names), 0, 0, 1, 0))
     start, size = offsets[".dynamic"], len(contents[".dynamic"])
     segments = [
-        (PT_LOAD, READ | EXECUTE, 0, 0, start, start, PAGE),
-        (PT_LOAD, READ | WRITE, start, at[".dynamic"], size, size, PAGE),
+        (PT_LOAD, READ | EXECUTE, 0, 0, start, start, machine.page),
+        (PT_LOAD, READ | WRITE, start, at[".dynamic"], size, size, machine.page),
         (PT_DYNAMIC, READ | WRITE, start, at[".dynamic"], size, size, 8),
         # Without it the loader would ask for a stack that can be executed.
         (PT_GNU_STACK, READ | WRITE, 0, 0, 0, 0, 16),
     ]
     identity = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
-    header = struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, HEADER, table, 0, HEADER, PROGRAM, 4, SECTION, len(sections), 8)
+    fields = (3, machine.number, 1, 0, HEADER, table, 0, HEADER, PROGRAM, 4, SECTION, len(sections), 8)
+    header = struct.pack("<HHIQQQIHHHHHH", *fields)
     programs = [
         struct.pack("<IIQQQQQQ", kind, flags, offset, address, address, size, memory, align)
         for kind, flags, offset, address, size, memory, align in segments

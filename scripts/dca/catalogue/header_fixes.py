@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from dca.catalogue import targets
 from dca.catalogue.recipes import Name, RelativePath
 from dca.foundation import documents
 from dca.foundation.documents import Value
 
 State = Literal["needed", "not needed", "impossible"]
-INCLUDES = ("include", "targets/x86_64-linux/include")
 
 
 class HeaderFix(Value):
@@ -94,9 +94,14 @@ def state(toolkit: Path, fix: HeaderFix) -> State:
     return "needed" if needed else "not needed"
 
 
+def includes() -> tuple[str, ...]:
+    """The folders of a toolkit that may have its headers."""
+    return ("include", f"{targets.folder()}/include")
+
+
 def files(toolkit: Path, fix: HeaderFix) -> list[Path]:
     """Every file of a header in a toolkit; each once, even if links lead to it."""
-    paths = {path.resolve(): path for name in INCLUDES if (path := toolkit / name / fix.file).is_file()}
+    paths = {path.resolve(): path for name in includes() if (path := toolkit / name / fix.file).is_file()}
     if not paths:
         raise UnexpectedTextError(f"there is no {fix.file}")
     return list(paths.values())

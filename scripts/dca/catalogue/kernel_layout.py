@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from dca.catalogue import targets
 from dca.foundation import store
 from dca.foundation.documents import Value
 
@@ -106,20 +107,21 @@ class Metadata(Lenient):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def torch_variant(torch: str, cxx11_abi: bool, cuda: str) -> str:
+def torch_variant(torch: str, cxx11_abi: bool, cuda: str, processor: str = targets.FIRST) -> str:
     """The folder of a module that uses torch's C++, which fits one release of torch.
 
     Args:
         torch: its version, such as "2.8.0".
         cxx11_abi: whether it has the new C++ ABI.
         cuda: version of CUDA, such as "12.8".
+        processor: that it runs on, as `uname -m` prints it.
     """
-    return f"torch{_two(torch)}-cxx{'11' if cxx11_abi else '98'}-cu{_two(cuda)}-x86_64-linux"
+    return f"torch{_two(torch)}-cxx{'11' if cxx11_abi else '98'}-cu{_two(cuda)}-{processor}-linux"
 
 
-def stable_variant(torch: str, cuda: str) -> str:
+def stable_variant(torch: str, cuda: str, processor: str = targets.FIRST) -> str:
     """The folder of a module of torch's stable ABI, which fits a release of torch and all later ones."""
-    return f"torch-stable-abi{_two(torch)}-cu{_two(cuda)}-x86_64-linux"
+    return f"torch-stable-abi{_two(torch)}-cu{_two(cuda)}-{processor}-linux"
 
 
 def _two(version: str) -> str:

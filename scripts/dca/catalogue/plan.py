@@ -9,6 +9,7 @@ from pydantic import Field
 from dca.catalogue.archs import version
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
+from dca.catalogue.targets import FIRST
 from dca.catalogue.variants import Variant
 from dca.foundation.documents import Document, Value, digest
 from dca.foundation.ignored import Ignored
@@ -313,6 +314,7 @@ class Plan(Document):
         title: title of the recipe.
         recipe_digest: SHA-256 of the recipe.
         version: the wheel's version.
+        processor: that the compiled modules run on, as `uname -m` prints it; not written if it is x86_64.
         engine: the released engine that a plugin's wheel requires, such as "vllm==1.0"; else empty.
         profile: name of the profile.
         groups: groups of ops that the wheel has.
@@ -358,6 +360,7 @@ class Plan(Document):
     recipe_digest: str
     version: str
     engine: str = ""
+    processor: str = Field(default=FIRST, exclude_if=lambda processor: processor == FIRST)
     profile: str
     groups: tuple[str, ...]
     archs: tuple[str, ...]

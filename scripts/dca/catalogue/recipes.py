@@ -15,7 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from dca.catalogue import mirrors
+from dca.catalogue import mirrors, targets
 from dca.catalogue.model_needs import Model, Serves
 from dca.foundation import data, datafile, documents, store
 from dca.foundation.documents import Value
@@ -574,6 +574,15 @@ class Recipe(Value):
             }
         )
 
+    def of_processor(self, processor: str) -> Recipe:
+        """The recipe for a processor, as `uname -m` prints it: nothing is copied from a wheel of another one."""
+        if processor == targets.FIRST:
+            return self
+        companions = {
+            name: companion.model_copy(update={"stand_in": ()}) for name, companion in self.companions.items()
+        }
+        return self.model_copy(update={"official_wheel": None, "companions": companions})
+
     def offer(self, profile: str) -> Lean | Full:
         """The settings of a profile; the lean one's for a profile that the recipe does not have."""
         return self.full if profile == "full" and self.full else self.lean
@@ -698,6 +707,11 @@ class Loaded(Value):
                 "build_lock_digest": self.kernels_lock_digest,
             }
         )
+
+    def of_processor(self, processor: str) -> Loaded:
+        """As `Recipe.of_processor`."""
+        recipe = self.recipe.of_processor(processor)
+        return self if recipe is self.recipe else self.model_copy(update={"recipe": recipe})
 
 
 def load(path: Path) -> Loaded:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from packaging.version import Version
 from pydantic import AfterValidator, Field, model_validator
 
-from dca.catalogue import header_fixes
+from dca.catalogue import header_fixes, targets
 from dca.catalogue.drivers import Drivers
 from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
@@ -156,6 +156,7 @@ class ToolkitSource(Value):
     version: str
     """The version that its nvcc reports."""
     machine: str
+    """The processor that its programs run on, and that they compile for."""
     download_mb: int
     redist: Redist | None = None
     apt: Apt | None = None
@@ -243,23 +244,31 @@ def load_versions() -> CudaVersions:
     return datafile.load(CudaVersions, data.toolkits_folder() / "cuda.toml")
 
 
-def load_sources() -> tuple[ToolkitSource, ...]:
-    """Every downloadable toolkit, by name."""
+def load_sources(processor: str = "") -> tuple[ToolkitSource, ...]:
+    """Every downloadable toolkit, by name.
+
+    Args:
+        processor: only those that run there and compile for it, as `uname -m` prints it; all when empty.
+    """
     paths = sorted(path for path in data.toolkits_folder().glob("*.toml") if path.name != "cuda.toml")
     sources, versions = [datafile.load(ToolkitSource, path) for path in paths], load_versions()
     return tuple(
-        source.model_copy(update={"fixes": (*source.fixes, *versions.fixes_of(source.line))}) for source in sources
+        source.model_copy(update={"fixes": (*source.fixes, *versions.fixes_of(source.line))})
+        for source in sources
+        if processor in ("", source.machine)
     )
 
 
-# What a toolkit needs to compile and link an extension module.
-_NEEDED = {
-    "nvcc": ("bin/nvcc",),
-    "ptxas": ("bin/ptxas",),
-    "cicc": ("nvvm/bin/cicc",),
-    "runtime headers": ("include/cuda_runtime.h", "targets/x86_64-linux/include/cuda_runtime.h"),
-    "cudart": ("lib64/libcudart.so", "lib/libcudart.so", "targets/x86_64-linux/lib/libcudart.so"),
-}
+def _needed() -> dict[str, tuple[str, ...]]:
+    """What a toolkit needs to compile and link an extension module for this machine."""
+    target = targets.folder()
+    return {
+        "nvcc": ("bin/nvcc",),
+        "ptxas": ("bin/ptxas",),
+        "cicc": ("nvvm/bin/cicc",),
+        "runtime headers": ("include/cuda_runtime.h", f"{target}/include/cuda_runtime.h"),
+        "cudart": ("lib64/libcudart.so", "lib/libcudart.so", f"{target}/lib/libcudart.so"),
+    }
 
 
 def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
@@ -276,7 +285,7 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
         (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),
     ]
     toolkits: dict[Path, FoundToolkit] = {}
-    versions = load_versions()
+    versions, needed = load_versions(), _needed()
     for folder, origin in places:
         if folder is None or not (folder / "bin/nvcc").is_file():
             continue
@@ -284,7 +293,7 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
         if real not in toolkits:
             version = nvcc_version(folder / "bin/nvcc")
             if version:
-                missing = tuple(what for what, paths in _NEEDED.items() if not any((real / p).exists() for p in paths))
+                missing = tuple(what for what, paths in needed.items() if not any((real / p).exists() for p in paths))
                 fixes = {fix.name: header_fixes.state(real, fix) for fix in versions.fixes_of(cuda_line(version))}
                 toolkits[real] = FoundToolkit(
                     path=str(real), version=version, origin=origin, missing=missing, fixes=fixes

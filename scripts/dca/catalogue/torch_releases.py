@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 from packaging.version import InvalidVersion, Version
 from pydantic import Field
 
+from dca.catalogue import targets
 from dca.catalogue.recipes import CudaLine
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
@@ -28,6 +30,8 @@ class Release(Value):
     version: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
     cuda: CudaLine
     cxx11_abi: bool
+    machines: tuple[str, ...] = (targets.FIRST,)
+    """Processors that the index has a wheel with CUDA for, as `uname -m` prints them."""
 
 
 class Releases(Value):
@@ -55,6 +59,17 @@ class Torch(Value):
         return f"torch {self.version}" + f" (CUDA {self.cuda})" * bool(self.cuda)
 
 
+def with_cuda(releases: Iterable[Release], processor: str) -> tuple[str, ...]:
+    """The releases that the index has a wheel with CUDA for, on a processor as `uname -m` prints it; in order."""
+    return tuple(release.version for release in releases if processor in release.machines)
+
+
+def minor(version: str) -> str:
+    """A version without the patch number, as a release is named: "2.8" of "2.8.0+cu129"."""
+    parsed = Version(version)
+    return f"{parsed.major}.{parsed.minor}"
+
+
 @cache
 def load(path: Path | None = None) -> tuple[Release, ...]:
     """The known releases.
@@ -76,12 +91,12 @@ def parse(text: str) -> Torch:
     """
     try:
         version = Version(text)
+        release = minor(text)
     except InvalidVersion:
         raise DcaError(
             "DCA-201", f"--torch {text} is not a version.", remedy="write it as 2.8, or 2.8.0+cu129."
         ) from None
-    minor = f"{version.major}.{version.minor}"
-    known = next((release for release in load() if release.version == minor), None)
+    known = next((own for own in load() if own.version == release), None)
     local = re.fullmatch(r"cu(\d{2,3})", version.local or "")
     cuda = f"{local[1][:-1]}.{local[1][-1]}" if local else known.cuda if known and not version.local else ""
     # Builds of 2.6 for other CUDA versions differ in it; since the index's have the new one, all have.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def command(goal: Goal, choice: Choice, verbose: bool, cache_dir: Path | None, o
         raise DcaError("DCA-201", "--only and --skip leave no check.", remedy=f"groups are {', '.join(GROUPS)}.")
     networked = [entry.code.startswith("network.") for entry in entries]
     alone = bool(choice.only) and all(networked)
-    asked = places(known, toolkits.load_sources()) if any(networked) else {}
+    asked = places(known, toolkits.load_sources(platform.machine())) if any(networked) else {}
     probes = Probes(asked, choice.wait or (PATIENCE if alone else WAIT))
     report = doctor.examine(goal.subject(probes, known, cache_dir), entries)
     # Even --quiet shows what is wrong.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def command(wish: Wish, cache_dir: Path | None, output: options.Output) -> None:
     program = None if wish.engine == "uv" or wish.printed or wish.wheel else conda.engine()
     # conda needs a release that is known here; uv also takes any whole toolkit of this machine.
     environment = (
-        conda.environment(line, known, toolkits.load_sources(), toolkits.load_versions())
+        conda.environment(line, known, toolkits.load_sources(platform.machine()), toolkits.load_versions())
         if program or wish.printed
         else None
     )

@@ -12,7 +12,7 @@ from dca.binaries import elf
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.toolchain.environments import WORKERS
-from dca.toolchain.stand_ins import NO_DEVICE, StandIn
+from dca.toolchain.stand_ins import StandIn
 
 LOAD_SECONDS = 300.0
 # The worker that loads a module.
@@ -59,10 +59,11 @@ def digest(schema: str) -> str:
 
 def driver_stand_in(module: Path, folder: Path) -> Path:
     """A library libcuda.so.1 with the driver's symbols that a module requires, each returning "no device"."""
-    names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
-    return driver(names).write(folder / "libcuda.so.1")
+    library = elf.read(module)
+    names = [symbol.name for symbol in library.undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
+    return driver(names).write(folder / "libcuda.so.1", library.machine)
 
 
 def driver(functions: Collection[str]) -> StandIn:
     """A stand-in for the driver's library, whose functions return "no device"."""
-    return StandIn("libcuda.so.1", {"": functions}, NO_DEVICE)
+    return StandIn("libcuda.so.1", {"": functions}, "no device")

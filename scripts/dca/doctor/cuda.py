@@ -7,12 +7,13 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from dca.catalogue import targets
 from dca.catalogue.drivers import Driver
 from dca.doctor.values import OTHER_PYTHON, Finding, Subject, order, span
 from dca.foundation.environment import folders
 from dca.resolve.drivers import of_official
 
-NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", "targets/x86_64-linux/lib/libnvToolsExt.so")
+NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", f"{targets.folder()}/lib/libnvToolsExt.so")
 NVTX_GONE_FROM = Version("2.8")
 """The first torch whose CMake files do not need libnvToolsExt."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -96,7 +97,7 @@ def sources(subject: Subject) -> Iterator[Finding]:
 
 def kits(subject: Subject) -> Iterator[Finding]:
     """Download servers of CUDA toolkits."""
-    fitting = [source for source in toolkits.load_sources() if source.line in subject.cuda_lines]
+    fitting = [source for source in toolkits.load_sources(platform.machine()) if source.line in subject.cuda_lines]
     answers = [(source, {place: subject.network.of(place) for place in source.places}) for source in fitting]
     details = tuple(
         f"{source.title}, {source.version}: {_words(why, subject)}"

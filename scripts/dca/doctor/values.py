@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -220,7 +221,7 @@ class Subject:
     def obtainable(self) -> frozenset[str]:
         """The CUDA lines for which a toolkit is installed, in the cache, or not known to be out of reach."""
         lines = {kit.line for kit in self.toolkits if not kit.missing}
-        for source in kits.load_sources():
+        for source in kits.load_sources(platform.machine()):
             cached = any(self.cache.glob(f"toolkit/{source.name}-*/bin/nvcc"))
             if cached or not any(self.network.of(place) for place in source.places):
                 lines.add(source.line)

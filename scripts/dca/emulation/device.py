@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dca.binaries import elf
 from dca.binaries.elf import ElfError
-from dca.catalogue import machine, toolkits
+from dca.catalogue import machine, targets, toolkits
 from dca.emulation import known, recording
 from dca.foundation import data, documents, environment, runner, store
 from dca.foundation.errors import DcaError
@@ -178,7 +178,7 @@ def _folders(program: Path) -> Iterator[Path]:
         for place in asked.text.splitlines() if asked.ok else ():
             yield from sorted(Path(place).glob("nvidia/*/lib"))
     for toolkit in toolkits.discover():
-        yield from (Path(toolkit.path) / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))
+        yield from (Path(toolkit.path) / name for name in ("lib64", "lib", f"{targets.folder()}/lib"))
 
 
 def make(wanted: RunTime, run: Run) -> Device:

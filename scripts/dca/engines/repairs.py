@@ -15,8 +15,6 @@ from dca.foundation.run import Run
 from dca.toolchain.stand_ins import StandIn
 
 PATCH_SECONDS = 120.0
-# Machine code of a function that returns.
-RETURN = b"\xc3"
 
 
 def repair(engine: Engine, folder: Path, run: Run) -> tuple[str, ...]:
@@ -71,7 +69,7 @@ def _provide(missing: Missing, site: Path, folder: Path, run: Run) -> str:
     """Let a module find functions in a library beside it, with any version of the library that lacks them."""
     module = site / missing.module
     library = f"libdca_{module.name.split('.')[0].strip('_').lower()}.so"
-    StandIn(library, {"": missing.functions}, RETURN).write(module.parent / library)
+    StandIn(library, {"": missing.functions}, "return").write(module.parent / library)
     content = elf.without_demand(module.read_bytes(), missing.library, missing.version)
     with store.scratch(run.cache.open().root) as scratch:
         part = scratch / module.name

@@ -31,6 +31,10 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
         if module is None:
             differences.append(f"{planned.path} is missing.")
         else:
+            if module.machine not in ("", plan.processor):
+                differences.append(
+                    f"{planned.path} is compiled for {module.machine}, but {plan.processor} was planned."
+                )
             damaged = any(planned.path.rsplit("/", 1)[-1] in problem for problem in inspection.problems)
             differences += _code(module, planned, inspection.recorded) + _ops(module, planned, damaged=damaged)
     planned_paths = {planned.path for planned in plan.modules}

@@ -5,6 +5,7 @@ A yes says that nothing that was read speaks against it. A module with code for 
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,10 +129,13 @@ def _suits(variant: re.Match[str], torch: Torch) -> bool:
     return fits and variant["backend"].startswith("cu") and own[0] == major and own[1] <= minor
 
 
-def _rank(variant: re.Match[str]) -> tuple[int, int, int]:
-    """Which of several that suit is taken: the stable ABI first, and of it the newest, then the newest CUDA."""
+def _rank(variant: re.Match[str]) -> tuple[bool, bool, int, int]:
+    """Which of several that suit is taken.
+
+    Those for this machine's processor come first, then the stable ABI, and of it the newest, then the newest CUDA.
+    """
     stable = int(variant["stable_minor"] or -1)
-    return (stable >= 0, stable, _cuda(variant["backend_version"])[1])
+    return (variant["machine"] == platform.machine(), stable >= 0, stable, _cuda(variant["backend_version"])[1])
 
 
 def _cuda(digits: str) -> tuple[int, int]:

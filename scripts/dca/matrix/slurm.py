@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,8 @@ class Slurm:
         words: that the command of every job ends with.
 
     Raises:
-        DcaError: DCA-103 for a program of Slurm or a library that is not there.
+        DcaError: DCA-103 for a program of Slurm or a library that is not there, DCA-207 for a folder that others may
+            write to.
     """
 
     name = "Slurm"
@@ -110,6 +112,7 @@ class Slurm:
                 "submitit is not installed, which --executor slurm requires.",
                 remedy=machine.install_command("submitit"),
             ) from None
+        _keep_private(folder)
         self.folder, self.given, self.words = folder, dict(given), tuple(words)
         self.prefix = f"dca-{documents.digest(str(folder))[:12]}-"
         self._gone: dict[str, float] = {}
@@ -282,6 +285,24 @@ class Slurm:
             )
         lines = [line.split("|", 4) for line in done.tail]
         return {line[0]: (line[1], line[2], line[3], line[4]) for line in lines if len(line) == len(form.split("|"))}
+
+
+def _keep_private(folder: Path) -> None:
+    """Make the folder of the jobs' files, or check that nobody else may write there.
+
+    submitit's files are pickles, and whoever writes one decides what the driver and the nodes run.
+
+    Raises:
+        DcaError: DCA-207 when it is another user's, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DcaError(
+            "DCA-207",
+            f"others may write to {folder}, which the jobs' files are read from.",
+            remedy="remove the folder once none of its jobs is in the queue, or choose another --cache-dir.",
+        )
 
 
 def _ask(argv: Sequence[str]) -> runner.Completed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
+from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits, torch_releases
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Request
 from dca.catalogue.recipes import FolderSource, GitSource, Loaded, SdistSource, Submodule, not_source
@@ -59,7 +60,7 @@ def share(requests: Sequence[Request], cache: store.Store) -> Shared:
     Raises:
         DcaError: DCA-203 for an unknown recipe.
     """
-    known, sources = recipes.load_all(), toolkits.load_sources()
+    known, sources = recipes.load_all(), toolkits.load_sources(platform.machine())
     named = {recipes.find(request.recipe, known).recipe.name for request in requests if request.recipe is not None}
     if all(request.recipe is not None for request in requests):
         known = tuple(loaded for loaded in known if loaded.recipe.name in named)
@@ -161,9 +162,9 @@ def world(
             remedy="give the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
         )
     environment.check_temporary()
-    sources = toolkits.load_sources()
-    kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
     host = shared.machine(request) if shared else _look(request)
+    sources = toolkits.load_sources(host.processor)
+    kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
     # A toolkit in the bundle comes before those of this machine.
     if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
         host = host.model_copy(update={"toolkits": ()})
@@ -186,6 +187,7 @@ def world(
         recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
+        torch=torch_releases.load(),
         caches=compiler_caches.load_all(),
         machine=host,
         reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),

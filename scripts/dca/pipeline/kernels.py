@@ -89,9 +89,9 @@ def make(planned: Planned, cache: store.Store, to: Path, reporter: Reporter) -> 
     build = compiling.compile_modules(job, run)
     module, compiled = _attention(build, job), stable.compile_index(job, run)
     cuda = job.recipe.official_wheel.cuda if module.origin == "copied" and job.recipe.official_wheel else plan.cuda
-    attention = _renamed(module, torch_variant(job.torch.version, job.torch.cxx11_abi, cuda), job, run)
+    attention = _renamed(module, torch_variant(job.torch.version, job.torch.cxx11_abi, cuda, plan.processor), job, run)
     index = Variant(
-        stable_variant(job.torch.version, plan.cuda),
+        stable_variant(job.torch.version, plan.cuda, plan.processor),
         compiled.namespace,
         compiled.file.read_bytes(),
         compiled.archs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 from pathlib import Path
@@ -222,7 +223,7 @@ def _toolkit(line: str, run: Run) -> Path:
             fixes = kit.needs(toolkits.load_versions().fixes_of(line), machine.glibc())
             return headers.overlay(Path(kit.path), kit.version, fixes, run.cache.open()) if fixes else Path(kit.path)
     sources = sorted(
-        (source for source in toolkits.load_sources() if source.line == line),
+        (source for source in toolkits.load_sources(platform.machine()) if source.line == line),
         key=lambda source: (source.rank, source.download_mb),
     )
     failed: DcaError | None = None
@@ -234,7 +235,7 @@ def _toolkit(line: str, run: Run) -> Path:
                 raise
             run.reporter.note(f"{source.title}: {error.what}")
             failed = error
-    lines = sorted({source.line for source in toolkits.load_sources()})
+    lines = sorted({source.line for source in toolkits.load_sources(platform.machine())})
     raise DcaError(
         "DCA-302",
         f"no toolkit of CUDA {line} is installed or can be downloaded.",

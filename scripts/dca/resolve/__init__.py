@@ -12,9 +12,17 @@ from packaging.version import Version
 from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
+from dca.catalogue.targets import FIRST
 from dca.catalogue.toolkits import CudaVersion
 from dca.resolve import drivers, plugin, ways
-from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
+from dca.resolve.checks import (
+    check_cuda,
+    check_machine,
+    check_profile,
+    check_python,
+    check_torch,
+    check_transformers,
+)
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
@@ -107,8 +115,11 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         # On another machine, nothing else would be the same.
         return draft.reasons
     check_profile(request, loaded.recipe, draft)
-    candidate = Candidate(request, loaded.of_profile(request.profile), world)
+    candidate = Candidate(request, loaded.of_profile(request.profile).of_processor(world.machine.processor), world)
     recipe = candidate.recipe
+    check_torch(request, recipe, world, draft)
+    if draft.reasons and world.machine.processor != FIRST:
+        return draft.reasons
     groups = choose_groups(request, recipe, draft)
     check_python(request, recipe, world.machine, draft)
     if request.profile != KERNELS:
@@ -154,6 +165,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         title=recipe.title,
         recipe_digest=candidate.loaded.digest,
         version=version,
+        processor=world.machine.processor,
         profile=request.profile,
         groups=groups,
         archs=target.archs,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from packaging.specifiers import SpecifierSet
 
 from dca.catalogue.host_packages import GIT, HEADERS
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Request
-from dca.catalogue.recipes import Loaded, Recipe
+from dca.catalogue.recipes import KERNELS, Loaded, Recipe
+from dca.catalogue.targets import FIRST, PROCESSORS
+from dca.catalogue.torch_releases import minor, with_cuda
 from dca.resolve.draft import Draft, World
 
 # transformers before 4.37 does not know the models; 5 removed an attribute that every DCA release reads.
@@ -15,25 +19,66 @@ TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
 def check_machine(world: World, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64 only, and run only there; git applies the patches."""
+    """Wheels are built on Linux, on processors that recipes know, and run only there; git applies the patches."""
     machine = world.machine
-    if machine.system == "Linux" and machine.processor == "x86_64":
+    if machine.system == "Linux" and machine.processor in PROCESSORS:
         if not machine.git:
             text = "git is not installed; it applies the recipe's patches."
             draft.refuse("DCA-310", text, machine.installer.command(GIT))
         return
-    remedy = "build on a Linux x86_64 machine; the wheel also runs only on one."
-    for loaded in world.recipes:
-        official = loaded.recipe.official_wheel
-        if official and machine.system == "Linux" and machine.processor in official.machines:
-            wheel = f"{official.package}=={official.version}"
-            remedy += f" Upstream's own wheel is for this one too, without patches and guards: pip install {wheel}."
-            break
+    known = " or ".join(PROCESSORS)
     draft.refuse(
         "DCA-310",
-        f"wheels are built on Linux x86_64; this machine is {machine.system} {machine.processor}.",
-        remedy,
+        f"wheels are built on Linux {known}; this machine is {machine.system} {machine.processor}.",
+        "build on a Linux machine with one of these processors; a wheel runs only on machines of the same kind.",
     )
+
+
+def check_torch(request: Request, recipe: Recipe, world: World, draft: Draft) -> None:
+    """The package index, which locks are solved from, must have the recipe's torch with CUDA for this processor.
+
+    Args:
+        recipe: as the request's profile sees it.
+    """
+    processor, version = world.machine.processor, minor(recipe.torch.version)
+    there = with_cuda(world.torch, processor)
+    if processor == FIRST:
+        return
+    if version in there:
+        draft.choose("processor", processor, f"this machine's; the package index has torch {version} with CUDA for it.")
+        return
+    since = f" The first release with CUDA there is {there[0]}." if there else ""
+    draft.refuse(
+        "DCA-310",
+        f"for {processor} the package index has torch {recipe.torch.version} only without CUDA.{since}",
+        "\n".join(_instead(request, recipe, world)),
+    )
+
+
+def _instead(request: Request, recipe: Recipe, world: World) -> Iterator[str]:
+    """What there is for a processor on which the recipe's torch has no CUDA."""
+    processor = world.machine.processor
+    there = with_cuda(world.torch, processor)
+    known = [loaded.recipe for loaded in sorted(world.recipes, key=lambda loaded: loaded.recipe.name != recipe.name)]
+    if request.profile != KERNELS:
+        bare = next((one for one in known if one.kernels and minor(one.kernels.torch.version) in there), None)
+        if bare and bare.kernels:
+            yield (
+                f"--recipe {bare.name} --profile {KERNELS} builds its kernels alone, for torch "
+                f"{bare.kernels.torch.version}."
+            )
+    plugin = next((one for one in known if one.engine and minor(one.torch.version) in there), None)
+    if plugin and plugin.engine:
+        yield f"--recipe {plugin.name} builds the plugin for {plugin.engine.requirement}, which compiles nothing."
+    official = next(
+        (one.official_wheel for one in known if one.official_wheel and processor in one.official_wheel.machines), None
+    )
+    if official:
+        yield (
+            f"upstream's own wheel is for {processor} too, without patches and guards: pip install "
+            f"{official.package}=={official.version}, with a torch that has CUDA."
+        )
+    yield f"a wheel for {FIRST} is built on a machine of that kind."
 
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:

@@ -11,6 +11,7 @@ from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Choice, PassedOver, PlannedSource, PlannedToolkit, Reach, Reason, Request
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion, CudaVersions, ToolkitSource
+from dca.catalogue.torch_releases import Release
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class World:
     machine: Machine
     reach: Reach
     caches: tuple[CompilerCache, ...] = ()
+    torch: tuple[Release, ...] = ()
 
     @property
     def dirty(self) -> bool:

@@ -95,6 +95,7 @@ def _tried(changes: tuple[_Change, ...], request: Request, world: World, attempt
         machine=world.machine.model_copy(update=seen),
         reach=reach,
         caches=world.caches,
+        torch=world.torch,
     )
     outcome = attempt(request.model_copy(update=asked), changed)
     return outcome if isinstance(outcome, Plan) else None

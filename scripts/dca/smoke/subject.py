@@ -213,14 +213,20 @@ def _proven(name: str, path: Path, origin: str) -> ProvenSource:
     return ProvenSource(path=name, sha256=store.sha256_file(path), origin=origin)
 
 
-def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
+def kernel_for_cpu(source: Path, library: Path, log: Path, compiler: Path | None = None) -> None:
     """Compile the unchanged source of the index conversion for the CPU.
+
+    Args:
+        source: upstream's file.
+        library: to write.
+        log: of the compiler.
+        compiler: a g++, also one for another processor; this machine's newest by default.
 
     Raises:
         DcaError: DCA-803 when it does not compile.
     """
-    compiler = next(iter(machine.host_compilers()), None)
-    path = compiler.path if compiler else runner.which("g++")
+    own = None if compiler else next(iter(machine.host_compilers()), None)
+    path = compiler or (own.path if own else runner.which("g++"))
     compilation = runner.run(
         [
             path,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dca.catalogue.header_fixes import INCLUDES, HeaderFix, UnexpectedTextError, files, fixed, read
+from dca.catalogue.header_fixes import HeaderFix, UnexpectedTextError, files, fixed, includes, read
 from dca.foundation import documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
@@ -95,7 +95,7 @@ def overlay(toolkit: Path, version: str, fixes: tuple[HeaderFix, ...], cache: st
             return folder
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
-            open_folders = {Path(name, fix.file).parent for name in INCLUDES for fix in fixes}
+            open_folders = {Path(name, fix.file).parent for name in includes() for fix in fixes}
             _link(toolkit, part, [Path("bin"), *open_folders])
             nvcc = part / "bin/nvcc"
             nvcc.unlink()
@@ -124,7 +124,7 @@ def _identity(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> str:
 
 def _headers(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> Iterator[Path]:
     for fix in fixes:
-        yield from (path for name in INCLUDES if (path := toolkit / name / fix.file).is_file())
+        yield from (path for name in includes() if (path := toolkit / name / fix.file).is_file())
 
 
 def _link(origin: Path, target: Path, opened: list[Path]) -> None:

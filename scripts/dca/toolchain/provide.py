@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dca.catalogue import targets
 from dca.catalogue.plan import Plan, PlannedToolkit
 from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
 from dca.foundation import archives, documents, environment, runner, store
@@ -292,7 +293,7 @@ def compiler_environment(folder: Path) -> dict[str, str]:
 def folders(toolkit: Path, kind: str) -> list[Path]:
     """The folders with a toolkit's headers ("include") or its libraries ("lib")."""
     names = {"include": ("include",), "lib": ("lib64", "lib")}[kind]
-    return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
+    return [path for name in (*names, f"{targets.folder()}/{kind}") if (path := toolkit / name).is_dir()]
 
 
 def names(toolkit: Path, torch: TorchFacts) -> dict[Path, str]:

@@ -6,21 +6,33 @@ A stand-in is only loaded: whatever calls one of its functions ends with an erro
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dca.binaries import elf, elf_writer
+from dca.catalogue.targets import FIRST
 from dca.foundation import data, documents, runner, store
 from dca.foundation.errors import DcaError
 
 LOAD_SECONDS = 120.0
 
 
-# Machine code: of an illegal instruction, and of returning "no device".
-TRAP, NO_DEVICE = b"\x0f\x0b", b"\xb8\x64\x00\x00\x00\xc3"
+Does = Literal["trap", "no device", "return"]
+"""What a function does: an illegal instruction, return the driver's error for no device (100), or just return."""
+CODE: Mapping[str, Mapping[Does, bytes]] = {
+    "x86_64": {"trap": b"\x0f\x0b", "no device": b"\xb8\x64\x00\x00\x00\xc3", "return": b"\xc3"},
+    "aarch64": {
+        "trap": b"\x00\x00\x00\x00",
+        "no device": b"\x80\x0c\x80\x52\xc0\x03\x5f\xd6",
+        "return": b"\xc0\x03\x5f\xd6",
+    },
+}
+"""The machine code of that, by processor as `uname -m` prints it."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +42,24 @@ class StandIn:
     Args:
         soname: its name for the loader.
         functions: their names, by symbol version; "" is the key of those without one.
-        code: of each function.
+        does: each function.
     """
 
     soname: str
     functions: Mapping[str, Collection[str]]
-    code: bytes = TRAP
+    does: Does = "trap"
 
-    def write(self, path: Path) -> Path:
-        """Write it, unless the file is the same already, and return its path."""
-        store.write_if_changed(path, elf_writer.shared_library(self.soname, self.functions, self.code))
+    def write(self, path: Path, processor: str = "") -> Path:
+        """Write it, unless the file is the same already, and return its path.
+
+        Args:
+            path: of the file.
+            processor: that it is for, as `uname -m` prints it; this machine's by default.
+        """
+        # Nothing is built on or for any other processor.
+        known = next(name for name in (processor, platform.machine(), FIRST) if name in CODE)
+        content = elf_writer.shared_library(self.soname, self.functions, CODE[known][self.does], known)
+        store.write_if_changed(path, content)
         return path
 
 
