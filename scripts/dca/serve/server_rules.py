@@ -292,6 +292,8 @@ def _sizes(subject: Subject) -> Iterator[Finding]:
     size, accepted = asked.block_size, versions.load().sizes(asked.version)
     # Of models with dual chunk attention another rule says which ones divide their chunks.
     paged = not asked.v1 and not shape.dual_chunk
+    if (shape.dual_chunk or shape.merged) and (size % gpu_memory.BLOCK or shape.chunk % size):
+        return
     if accepted and size not in accepted:
         yield _error(
             "DCA-168",
@@ -445,7 +447,10 @@ def _read(subject: Subject) -> Iterator[Finding]:
                 "use weights that are not quantized, or quantized in another way.",
             )
         return
-    if asked.stock and not weights.reads(asked.version):
+    if not weights.reads(asked.version) and not asked.stock:
+        # What wheels of the recipes read is theirs to say.
+        return
+    if not weights.reads(asked.version):
         early = bool(weights.since) and not releases.reached(asked.version, weights.since)
         yield _error(
             "DCA-152",
