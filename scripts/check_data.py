@@ -12,6 +12,7 @@ from dca.catalogue import (
     host_packages,
     partial_wheels,
     recipes,
+    registries,
     toolkits,
     torch_releases,
 )
@@ -19,7 +20,7 @@ from dca.config import classes, models, readers
 from dca.emulation import known
 from dca.engines import values as cpu_engines
 from dca.foundation.errors import DcaError
-from dca.serve import engines, gpus, registries, versions
+from dca.serve import engines, gpus, versions
 from dca.serve.check.ruler import known as ruler
 
 LOADERS: tuple[Callable[[], object], ...] = (

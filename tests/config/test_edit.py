@@ -401,3 +401,11 @@ def test_a_model_whose_numbers_are_not_known_is_refused() -> None:
     with pytest.raises(DcaError) as refused:
         edit.setting_of(models.find(ORDINARY, models.load_all()))
     assert code(refused) == "DCA-214"
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmoe", "deepseek_v3", "qwen3_next"])
+def test_dual_chunk_attention_is_only_for_classes_that_compute_it(kind: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(model_type=kind)), CHUNKS)
+    assert code(refused) == "DCA-208"
+    assert kind in refused.value.what

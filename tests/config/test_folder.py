@@ -357,3 +357,41 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     with pytest.raises(DcaError) as wrong:
         api.set_dca(unknown)
     assert wrong.value.code == "DCA-214"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("adapter_config.json", b'{"base_model_name_or_path": "org/base"}', "an adapter of org/base"),
+        ("adapter_config.json", b"{", "an adapter, not"),
+        ("model-Q4_K_M.gguf", b"GGUF", "GGUF files"),
+        ("params.json", b"{}", "params.json"),
+        ("model_index.json", b"{}", "diffusers"),
+        ("model.safetensors.index.json", b"{}", "weights alone"),
+        ("snapshots", b"", "a hub's cache"),
+    ],
+)
+def test_a_folder_without_a_config_is_called_what_it_is(name: str, data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    for look in (api.check, lambda path: api.set_yarn(path, YARN)):
+        with pytest.raises(DcaError) as refused:
+            look(tmp_path)
+        assert refused.value.code == "DCA-204"
+        assert told in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"GGUF\x03\x00\x00\x00\xff\xfe", "a GGUF file"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00\xff\xfe{}", "a binary file"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_that(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(DcaError) as refused:
+        api.check(tmp_path)
+    assert refused.value.code == "DCA-206"
+    assert told in refused.value.why

@@ -225,7 +225,9 @@ def test_hadolint_accepts_it(index: Path, hadolint: Path, of_serve: Launch, tmp_
     file = tmp_path / "Containerfile"
     text = containerfile(VERSION, Folder(index)).text
     without = text.replace("# hadolint ignore=DL3008\n", "")
-    for content, fine in ((text, True), (without, False), (command.dockerfile(of_serve), True)):
+    published = of_serve.model_copy(update={"published": "0.33.0"})
+    texts = ((text, True), (without, False), *((command.dockerfile(one), True) for one in (of_serve, published)))
+    for content, fine in texts:
         file.write_text(content)
         argv = [str(hadolint / "hadolint"), "--no-color", str(file)]
         done = subprocess.run(argv, text=True, capture_output=True, check=False)

@@ -21,7 +21,7 @@ from dca.serve.gpu_memory import Layout
 from dca.serve.gpus import GIB
 from dca.serve.shape import read, shape_of
 from tests.support import ROOT
-from tests.support.serving import codes, planned
+from tests.support.serving import codes, config, planned
 
 TYPED = json.loads((ROOT / "tests/cases/memory/typed.json").read_text("utf-8"))
 
@@ -82,20 +82,62 @@ def test_weights_and_cache_are_those_of_the_class(name: str, billions: float, to
     assert gpu_memory.kept_bytes(shape, Layout()) == token
 
 
-UNKNOWN = ("molmo-7b-d", "gemma-3n-e4b", "whisper-large-v3", "pythia-6.9b")
+UNKNOWN = ("gemma-3n-e4b", "whisper-large-v3", "pythia-6.9b")
 
 
 def test_a_width_that_counts_the_gate_too_is_halved() -> None:
-    # The language model is Qwen2-7B's, of 7.62 billion.
+    # The language model is Qwen2-7B's, of 7.62 billion; the part for images is in the class alone.
     shape = shape_of(TYPED["molmo-7b-d"], "molmo-7b-d")
-    assert gpu_memory.weight_bytes(shape, Layout()) / 2e9 == pytest.approx(7.62, rel=0.01)
+    assert gpu_memory.weight_bytes(shape, Layout()) / 2e9 == pytest.approx(7.62 + 0.29, rel=0.01)
+    assert shape.unknown == ()
+
+
+EYES = {"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304}
+
+
+@pytest.mark.parametrize(
+    ("beside", "millions"),
+    [
+        # The names of the same part in files of different models.
+        ({"vision_config": EYES}, 411),
+        ({"vit_config": EYES, "adapter_config": {"hidden_size": 1152}}, 411),
+        ({"visual_tokenizer_config": {"model_type": "any", "backbone_config": EYES}}, 411),
+        ({"vision_config": {"layers": 27, "width": 1152, "mlp_ratio": 3.7362}}, 411),
+        ({"visual": {"layers": 48, "width": 1664, "mlp_ratio": 4.9231}}, 1848),
+        ({"encoder_config": {"hidden_dim": 1024, "num_layers": 16, "num_heads": 8}}, 203),
+        # Only named: by an object, and by a text.
+        ({"img_processor": {"name": "clip_vision_model", "num_img_tokens": 144}}, 303),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": -2}, 303),
+        ({"audio_model_id": "openai/whisper-large-v3"}, 629),
+        # Nothing of the kind.
+        ({"image_token_id": 5, "vision_lora": {"r": 256}, "image_token_config": {"width": 1, "layers": 2}}, 0),
+    ],
+)
+def test_parts_for_images_have_many_names(beside: dict[str, Any], millions: int) -> None:
+    plain = shape_of(config(), "plain")
+    shape = shape_of({**config(), **beside}, "seeing")
+    assert shape.unknown == ()
+    assert (shape.tower - plain.tower) / 1e6 == pytest.approx(millions, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"mm_vision_tower": "someone/other"},
+        {"vision_config": {"model_type": "own"}},
+        # A width, but of no attention.
+        {"vision_config": {"hidden_dim": 2560, "num_hidden_layers": 64}},
+    ],
+)
+def test_a_part_for_images_without_sizes_is_not_known(beside: dict[str, Any]) -> None:
+    (what,) = shape_of({**config(), **beside}, "seeing").unknown
+    assert what == f"images or sound ({next(iter(beside))})"
 
 
 def test_parts_that_are_not_known_are_named() -> None:
     told = {name: shape_of(TYPED[name], name).unknown for name in UNKNOWN}
     assert told == {
-        "molmo-7b-d": ("images (the file does not describe their part)",),
-        "gemma-3n-e4b": ("images or sound (vision_config)", "images or sound (audio_config)"),
+        "gemma-3n-e4b": ("images or sound (audio_config)", "images or sound (vision_config)"),
         "whisper-large-v3": ("an encoder (is_encoder_decoder)",),
         "pythia-6.9b": (),
     }
@@ -237,3 +279,37 @@ def test_a_smaller_length_beside_the_tables_is_named(tmp_path: Path) -> None:
     assert error.code == "DCA-127"
     assert "8,192 tokens, the model's seq_length" in error.what
     assert "write 16384 as seq_length" in error.remedy
+
+
+def test_a_language_model_that_is_only_named_is_told(tmp_path: Path) -> None:
+    told = {
+        "architectures": ["UltravoxModel"],
+        "model_type": "ultravox",
+        "text_model_id": "org/text",
+        "hidden_size": 4096,
+    }
+    with pytest.raises(DcaError) as refused:
+        read(folder(tmp_path, told))
+    assert refused.value.code == "DCA-205"
+    assert "org/text" in refused.value.what
+
+
+def test_a_head_of_latent_attention_may_be_stated_as_zero_and_others_rotate_beside_the_text() -> None:
+    latent: dict[str, Any] = {
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "head_dim": 0,
+        "model_type": "glm5_next",
+    }
+    assert found(config(**latent)) == []
+    assert "DCA-122" in found(config(head_dim=0))
+    sound = {"model_type": "musicflamingo", "head_dim": 1280, "rope_parameters": {"rope_type": "default"}}
+    assert found({**sound, "text_config": config()}) == []
+    assert "DCA-136" in found({"model_type": "vl", "rope_scaling": {"type": "x"}, "text_config": config()})
+
+
+def found(value: dict[str, Any]) -> list[str]:
+    """The codes of the errors of a config."""
+    subject = Subject(text.parse(json.dumps(value).encode(), "config.json"))
+    return [one.code for one in config_rules.check(subject) if one.severity == "error"]

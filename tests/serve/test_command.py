@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dca.serve import command, plan
-from dca.serve.command import Launch, Server
+from dca.serve.command import Launch, Server, Where
 from tests.support.serving import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 # Words that mean something to a shell, a unit or YAML.
@@ -46,11 +46,11 @@ ODD = [
 
 
 def launched(
-    model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, program: str = "vllm", **server: Any
+    model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, of: Where | None = None, **server: Any
 ) -> Launch:
     about, served = subject(model, where, machines=machines)
     folder = about.file is not None
-    return command.launch(plan.make(about, served), about.gpus, Server(**server), folder=folder, program=program)
+    return command.launch(plan.make(about, served), about.gpus, Server(**server), folder=folder, where=of)
 
 
 def odd(place: Path, chance: random.Random) -> Launch:
@@ -171,6 +171,47 @@ def test_an_image_has_the_wheel_its_lock_and_the_variables() -> None:
         assert re.match(r"(#|ARG|FROM|RUN|COPY|ENV|USER|WORKDIR|EXPOSE|HEALTHCHECK|CMD| &&|$)", line), line
 
 
+PUBLISHED = Where(published="0.33")
+
+
+@pytest.mark.slow
+def test_vllms_own_image_serves_a_release_without_a_build(tmp_path: Path) -> None:
+    launch = launched(ORDINARY, of=PUBLISHED)
+    text = command.docker(launch)
+    assert "dockerfile" not in text
+    (started,) = by_a_shell(text, tmp_path / "bin")["told"]
+    argv = started["argv"]
+    place = argv.index("vllm/vllm-openai:v0.33.0")
+    # Its entry point differs by release.
+    assert argv[place - 2 : place] == ["--entrypoint", "vllm"]
+    assert argv[place + 1 :] == launch.words(launch.model)
+    assert "model-cache:/root/.cache" in argv
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "without"), [("0.17.0", False), ("0.33.0", True)])
+def test_vllms_own_image_on_several_machines_may_have_no_ray(version: str, without: bool, tmp_path: Path) -> None:
+    launch = launched(ORDINARY, "2xA100-40", machines=2, of=Where(published=version))
+    head, _, serve = [started["argv"] for started in by_a_shell(command.docker(launch), tmp_path / "bin")["told"]]
+    assert head[-5:] == [f"vllm/vllm-openai:v{version}", "start", "--head", "--port=6379", "--block"]
+    assert serve[3:] == words(launch, launch.model)
+    for form in (command.docker, command.k8s, command.shell):
+        assert ("no Ray" in form(launch)) is without
+
+
+def test_vllms_own_image_is_the_base_of_another() -> None:
+    text = command.dockerfile(launched(ORDINARY, of=PUBLISHED))
+    assert "FROM vllm/vllm-openai:v0.33.0@${SERVE_DIGEST}" in text
+    assert "ENTRYPOINT []" in text
+    assert "COPY" not in text
+    for line in text.splitlines():
+        assert re.match(r"(#|ARG|FROM|ENV|ENTRYPOINT|EXPOSE|HEALTHCHECK|CMD|$)", line), line
+    pod = next(yaml.safe_load_all(command.k8s(launched(ORDINARY, of=PUBLISHED))))["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "vllm/vllm-openai:v0.33.0"
+    assert "securityContext" not in pod
+    assert command.image_of("0.10.1.1") == "vllm/vllm-openai:v0.10.1.1"
+
+
 # --- systemd -------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +247,9 @@ def test_a_unit_starts_exactly_the_words(chance: random.Random, scale: Callable[
 @pytest.mark.slow
 def test_units_of_several_machines_and_of_a_program_elsewhere() -> None:
     parsed = units(
-        command.systemd(launched(FOURTEEN, "4xA100-40", machines=2, program="/srv/env/bin/vllm", api_key=True))
+        command.systemd(
+            launched(FOURTEEN, "4xA100-40", machines=2, of=Where(program="/srv/env/bin/vllm"), api_key=True)
+        )
     )
     head, worker, serve = parsed.values()
     assert head["ExecStart"] == ["/srv/env/bin/ray start --head --port=6379 --block"]
@@ -318,3 +361,12 @@ def test_a_pod_asks_for_the_gpus_that_the_server_uses(
         # Ray in the pods sees what they claim, and on machines all that is there.
         assert f'"GPU", 0) < {machines * used})' in engine["command"][-1]
         assert f"once `ray status` shows {machines * each} GPUs" in command.shell(launch)
+
+
+def test_a_script_may_run_the_models_own_tokenizer_where_the_engine_may(tmp_path: Path) -> None:
+    asked, served = subject(folder(tmp_path), "1xA100-80", trusted=True)
+    launch = command.launch(plan.make(asked, served), asked.gpus, Server(), folder=True)
+    text = command.python(launch)
+    assert "AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)" in text
+    assert "trust_remote_code=True,\n" in text
+    assert "trust_remote_code" not in command.python(launched())

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from dca import cli
+from dca.catalogue import releases
 from dca.serve import versions
 from dca.serve.command import FORMATS, Launch
 from tests.serve.conftest import Engines
@@ -43,7 +44,7 @@ BOTH = [
     # The model of four key heads: eight ranks hold each twice.
     ["{wide}", "--gpus", "8x80", "--tp", "8", "--decode-context-parallel-size", "2", *SMALL],
     ["{mixture}", "--gpus", "4x80", "--enable-expert-parallel", *SMALL],
-    ["Org/Own@abc", "--gpus", "1x24", *SMALL],
+    ["Org/Own@abc", "--gpus", "1x24", "--trust-remote-code", *SMALL],
 ]
 NEWER = [
     [ORDINARY, "--gpus", "1x24", "--kv-offloading-size", "4", *SMALL],
@@ -104,6 +105,8 @@ def printed(words: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -
     lines["systemd"] = unquoted(list(units(texts["systemd"]).values())[-1]["ExecStart"][0])
     lines["k8s"] = _in_a_pod(texts["k8s"])
     lines = {name: argv[_place_of_vllm(argv) + 1 :] for name, argv in lines.items()}
+    # The program is the entry point of vLLM's own image, which stands between it and its words.
+    lines["docker"] = lines["docker"][launch.image == lines["docker"][0] :]
     lines["recipe"] = _of_a_recipe(texts["recipe"])
     # The image's own command, which the others take the place of.
     command = re.search(r"^CMD (.*)$", texts["dockerfile"], re.MULTILINE)
@@ -223,9 +226,9 @@ def test_the_parser_of_the_engine_reads_every_line_as_it_is_meant(
     assert own <= set(told["variables"])
     # -1 is a number to every parser; that older engines take it for a length shows only at their start.
     dated = {one.flag: "error" not in read for one, read in zip(versions.load().flags, answers, strict=True)}
-    release = versions.order(engines(name).version)
+    release = releases.order(engines(name).version)
     assert {flag: read for flag, read in dated.items() if " " not in flag} == {
-        one.flag: release >= versions.order(one.since) for one in versions.load().flags if " " not in one.flag
+        one.flag: release >= releases.order(one.since) for one in versions.load().flags if " " not in one.flag
     }
     used[name] = {flag for one in asked for flag, _ in one.launch.flags}
 

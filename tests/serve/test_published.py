@@ -77,14 +77,35 @@ def test_weights_are_for_some_gpus_dtypes_and_versions(tmp_path: Path) -> None:
     (half,) = refused(tmp_path, OSS, "1xA100-80", dtype="half")
     assert "in bfloat16 only" in half.what
     (before,) = refused(tmp_path, OSS, "1xA100-80", version="0.8.5")
-    assert "--engine-version 0.10.1.1 or later" in before.remedy
+    assert "--engine-version 0.10.1 or later" in before.remedy
     assert refused(tmp_path, OSS, "1xA100-80", version="0.10.1.1") == []
 
 
 @pytest.mark.parametrize(
-    ("version", "rejected"), [("0.33.0", True), ("0.40", True), ("0.32.0", False), ("0.8.5", False)]
+    ("version", "rejected"), [("0.33.0", True), ("0.40", True), ("0.20.0", True), ("0.19.0", False), ("0.8.5", False)]
 )
 def test_the_oldest_gpu_is_that_of_the_versions_own_wheel(version: str, rejected: bool) -> None:
     shown = planned(ORDINARY, "4xV100-32", version=version, dtype="half", length=8192)
     assert [one.code for one in shown.errors if "own wheel" in one.what] == ["DCA-152"] * rejected
     assert not any("own wheel" in one.what for one in planned(ORDINARY, "4xT4", version=version, dtype="half").errors)
+
+
+@pytest.mark.parametrize(
+    ("where", "version", "rejected"),
+    [
+        ("1xRTX-5090", "0.8.5", True),
+        ("4xB200", "0.8.5", True),
+        # By PTX of 10.0, then by code of its own.
+        ("1xRTX-5090", "0.9.0", False),
+        ("1xRTX-5090", "0.9.2", False),
+        ("1xGB10", "0.33.0", False),
+        ("4xB300", "0.10.2", False),
+        # Code of 8.0 runs on 8.6.
+        ("1xRTX-3090", "0.10.2", False),
+    ],
+)
+def test_newer_gpus_need_a_version_with_code_for_them(where: str, version: str, rejected: bool) -> None:
+    shown = planned(ORDINARY, where, version=version, length=8192)
+    found = [one for one in shown.errors if "own wheels and images" in one.what]
+    assert len(found) == rejected
+    assert all("--engine-version 0.9.0 or later" in one.remedy for one in found)

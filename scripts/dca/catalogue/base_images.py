@@ -97,15 +97,23 @@ def served(port: int) -> str:
     Args:
         port: that the server listens on.
     """
+    return f"USER {UID}:{UID}\nWORKDIR {HOME}\n{watched(port)}"
+
+
+def watched(port: int, python: str = "python") -> str:
+    """Lines that end an image of another user: how it is seen that the server is well.
+
+    Args:
+        port: that the server listens on.
+        python: the image's Python.
+    """
     return (
         "# The port that the health check asks; set it if the server listens on another one.\n"
         f"ENV HEALTH_PORT={port}\n"
-        f"USER {UID}:{UID}\n"
-        f"WORKDIR {HOME}\n"
         f"EXPOSE {port}\n"
         "# Loading a large model may take half an hour.\n"
         "HEALTHCHECK --interval=30s --timeout=20s --start-period=30m --retries=10 "
-        f'CMD ["python", "-c", "{_HEALTH}"]\n'
+        f'CMD ["{python}", "-c", "{_HEALTH}"]\n'
         'CMD ["vllm", "--help"]'
     )
 

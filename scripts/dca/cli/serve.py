@@ -144,6 +144,9 @@ def _wish(model: str, named: str | None, machines: int, recipe: str | None, whee
     if version is not None and (recipe is not None or wheel is not None):
         what = "--engine-version is for vLLM as it is published, and --recipe and --wheel are for another engine."
         raise DcaError("DCA-201", what, remedy="omit one of them.")
+    if asked["eager"] and asked["graphs"]:
+        what = "--enforce-eager turns CUDA graphs off, and --cuda-graphs requires them."
+        raise DcaError("DCA-201", what, remedy="omit one of them.")
     given = {
         **asked,
         "quantization": asked["quantization"] or "",
@@ -268,6 +271,7 @@ _subject = packed(
     ),
     click.option("--cuda-graphs", "graphs", is_flag=True, help="Require CUDA graphs."),
     click.option("--enforce-eager", "eager", is_flag=True, help="Use no CUDA graphs."),
+    click.option("--trust-remote-code", "trusted", is_flag=True, help="Let the engine run the model's own code."),
     click.option(
         "--kv-cache-memory-bytes",
         "cache_bytes",
@@ -494,7 +498,7 @@ def _launch(
         subject: what is served.
         plan: how.
         start: what the server is started with beside that.
-        image: of a container; the usual one when empty.
+        image: of a container; the default when empty.
         program: `vllm`, or its path for a unit.
 
     Raises:
@@ -538,8 +542,8 @@ def _launch(
             "and would run dense.",
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
         )
-    folder = subject.file is not None
-    return commands.launch(plan, subject.gpus, server, folder=folder, image=image or commands.IMAGE, program=program)
+    where = commands.Where(image, program, subject.engine.recipe if subject.engine.stock else "")
+    return commands.launch(plan, subject.gpus, server, folder=subject.file is not None, where=where)
 
 
 @command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s, Python or recipe.")
@@ -553,7 +557,9 @@ def _launch(
     show_default=True,
     help="Form of the command.",
 )
-@click.option("--image", default="", show_default=commands.IMAGE, help="Image of the container.")
+@click.option(
+    "--image", default="", show_default=f"{commands.IMAGE}, or vLLM's own of a release", help="Image of the container."
+)
 @click.option(
     "--vllm", "program", default="vllm", show_default=True, metavar="FILE", help="Program; a unit needs its path."
 )

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dca.catalogue.registries import Release
 from dca.config import asking as _asking
 from dca.config import compare, config_rules, edit, folder, layout, models, readers, text
+from dca.config import own_code as _own_code
 from dca.config.asking import Asking
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
@@ -50,6 +52,7 @@ __all__ = [
     "drop_dca",
     "layout_of",
     "located",
+    "own_code",
     "readable",
     "reader_list",
     "set_dca",
@@ -174,6 +177,21 @@ def layout_of(path: Path) -> Layout:
     # Engines put the file of NVIDIA's quantizer in place of a quantization_config that config.json lacks.
     quantization = text.parse(folder.content(own), readable(own)).plain()
     return layout.read({**config, "quantization_config": quantization})
+
+
+def own_code(file: Path, release: Release) -> tuple[str, ...]:
+    """What of a model is code of its own, for which a release of vLLM has no class itself, in words.
+
+    Args:
+        file: its config.json.
+        release: of vLLM.
+
+    Raises:
+        DcaError: DCA-204, 206, 207 for what cannot be read.
+    """
+    config = text.parse(folder.content(file), readable(file)).plain()
+    tokenizer = _own_code.tokenizer_of(file.parent) if file.name == folder.CONFIG else {}
+    return tuple(_own_code.of(config, tokenizer, release))
 
 
 def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[Reader, Installed | str]]:
@@ -430,6 +448,7 @@ def _subject(
     return config_rules.Subject(
         source,
         table=table_of(path),
+        tokenizer=_own_code.tokenizer_of(path),
         model=model or _model(path, source.plain()),
         readers=tuple(readers.find(name, known) for name in names),
         others=known,

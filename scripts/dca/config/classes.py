@@ -63,6 +63,14 @@ class Scalings(Value):
         return bool(self.takes and name not in self.takes) or any(scaling.get(key) is None for key in self.needs)
 
 
+class Sizes(Value):
+    """A transformer over patches of images or pieces of sound."""
+
+    hidden_size: Count
+    num_hidden_layers: Count
+    intermediate_size: Count
+
+
 class Known(Value):
     """build/classes/classes.toml."""
 
@@ -77,12 +85,20 @@ class Known(Value):
     """Types that read whole texts and write none, unless the file says `is_decoder`: they cache nothing."""
     fused: tuple[Type, ...]
     """Types whose intermediate_size counts the gate and what it gates together."""
-    undescribed: tuple[Type, ...]
-    """Types with a part for images that their file does not describe."""
+    undescribed: dict[Type, Sizes]
+    """Types with a part for images that their class has, and their file does not describe."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
+    dual_chunk: tuple[Type, ...]
+    """Types whose class computes dual chunk attention, in the engines that have it."""
     long_tables: tuple[Type, ...]
     """Types whose rotary table has as many rows as model_max_length says, where the file states it."""
+    towers: dict[str, Sizes]
+    """Parts for images and sound that files only name, by a text in the name."""
+    original_lengths: dict[Type, Count]
+    """original_max_position_embeddings of types whose class has one of its own."""
+    original_inside: tuple[Type, ...]
+    """Types whose class takes original_max_position_embeddings from the scaling."""
     scalings: tuple[Scalings, ...]
     defaults: dict[Type, Defaults]
 

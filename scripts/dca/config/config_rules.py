@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config import classes, guards, layout, models
+from dca.catalogue import registries
+from dca.config import classes, guards, layout, models, own_code
 from dca.config.edit import table_faults
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, Layout, Rotary, structural
 from dca.config.layout import count as count
@@ -82,6 +83,7 @@ class Subject:
     Args:
         source: config.json.
         table: content of the sparse table's own file; None without one.
+        tokenizer: content of tokenizer_config.json; empty without one.
         model: the known model; None when it cannot be identified.
         readers: the readers the folder is meant for.
         others: all known readers, for warnings when no reader is named.
@@ -93,6 +95,7 @@ class Subject:
 
     source: Json
     table: Any = None
+    tokenizer: dict[str, Any] = field(default_factory=dict)
     model: KnownModel | None = None
     readers: tuple[Reader, ...] = ()
     others: tuple[Reader, ...] = ()
@@ -331,6 +334,9 @@ def spelling(subject: Subject) -> Iterator[Finding]:
         value = subject.text.get(name)
         # Some models state a number for each layer.
         each = value if isinstance(value, list) and value and name != LENGTH else [value]
+        # Some classes of latent attention, whose heads have sizes of their own, save 0.
+        if name == "head_dim" and value == 0 and subject.latent:
+            continue
         if value is not None and not all(count(one) is not None for one in each):
             yield _misspelt(subject, value, "a positive integer", *subject.at(name))
 
@@ -662,7 +668,15 @@ def shapes(subject: Subject) -> Iterator[Finding]:
 
 
 def chunks(subject: Subject) -> Iterator[Finding]:
-    """DCA-133: numbers of dual chunk attention that are impossible, or another model's."""
+    """DCA-133: numbers of dual chunk attention that are impossible, or another model's; a class without it."""
+    kind_of = subject.layout.text_type
+    if subject.dca and kind_of and kind_of not in classes.load().dual_chunk:
+        yield subject.error(
+            "DCA-133",
+            f"no engine computes dual chunk attention for the type `{kind_of}`: attention would stay as it is.",
+            "remove it with `dca config drop-dca DIR`.",
+            *subject.at(DCA),
+        )
     dual = subject.text.get(DCA)
     if dual is None:
         if DCA in subject.text:
@@ -761,8 +775,8 @@ def both(subject: Subject) -> Iterator[Finding]:
 
 def _outside(subject: Subject) -> Iterator[Finding]:
     """Rotary settings at the top level of a model whose language model has a part of its own."""
-    # transformers 4 saves the sizes and settings of some models in both places.
-    if not subject.layout.path or subject.layout.config.get("num_hidden_layers") is not None:
+    # transformers 4 saves the sizes and settings of some models in both places, and others rotate something else there.
+    if not subject.layout.path or any(subject.layout.config.get(name) for name in ("num_hidden_layers", "head_dim")):
         return
     part = ".".join(subject.layout.path)
     for name in (SCALING, PARAMETERS, THETA):
@@ -773,6 +787,18 @@ def _outside(subject: Subject) -> Iterator[Finding]:
             f"`{name}` is at the top level, but this model's readers take it from `{part}`; newer ones fail on it.",
             f"remove it; the language model's settings belong in `{part}`.",
             name,
+        )
+
+
+def brought(subject: Subject) -> Iterator[Finding]:
+    """DCA-139: code of the model's own, which every reader must run, because none has a class itself."""
+    newest = registries.load().all_releases()[-1]
+    if parts := list(own_code.of(subject.source.plain(), subject.tokenizer, newest)):
+        yield subject.warning(
+            "DCA-139",
+            f"the model's own code has {' and '.join(parts)}: no vLLM up to {newest.version} has one.",
+            "read the model's *.py files: engines need --trust-remote-code to run them; the readers of dca never do.",
+            *(("auto_map",) if "auto_map" in subject.source.plain() else ()),
         )
 
 
@@ -796,6 +822,7 @@ RULES: tuple[Rule, ...] = (
     mark,
     both,
     known,
+    brought,
     table_lines,
 )
 # What holds for any file.

@@ -362,6 +362,24 @@ def _write_yarn(source: Json, path: tuple[str, ...], setting: YarnSetting, carri
     return source
 
 
+def _must_have_chunks(source: Json, found: Layout) -> None:
+    """Refuse a model that no engine computes dual chunk attention for."""
+    if found.path:
+        raise DcaError(
+            "DCA-208",
+            f"{source.name} describes its language model in `{'.'.join(found.path)}`, where no reader reads {DCA}.",
+            remedy="use YaRN for longer texts: `dca config set-yarn DIR`.",
+        )
+    if found.text_type and found.text_type not in classes.load().dual_chunk:
+        raise DcaError(
+            "DCA-208",
+            f"no engine computes dual chunk attention for a model of the type `{found.text_type}`.",
+            why=f"its class would leave attention as it is; those that read {DCA} are of the types "
+            f"{', '.join(classes.load().dual_chunk)}.",
+            remedy="use YaRN for longer texts if its publisher recommends it: `dca config set-yarn DIR`.",
+        )
+
+
 def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -> Json:
     """Turn dual chunk attention on; remove YaRN, which vLLM does not read with it.
 
@@ -386,12 +404,7 @@ def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -
             "DCA-201", "--original or --length is negative or too large.", remedy="give tokens, such as 262144."
         )
     found = _read(source)
-    if found.path:
-        raise DcaError(
-            "DCA-208",
-            f"{source.name} describes its language model in `{'.'.join(found.path)}`, where no reader reads {DCA}.",
-            remedy="use YaRN for longer texts: `dca config set-yarn DIR`.",
-        )
+    _must_have_chunks(source, found)
     config = found.config
     old = config.get(DCA)
     if old is not None and not isinstance(old, dict):

@@ -22,6 +22,15 @@ from dca.foundation.errors import DcaError
 
 CONFIG, ONE_MILLION, TABLE, UNDO = "config.json", "config_1m.json", "sparse_attention_config.json", ".dca-undo.json"
 QUANTIZATION = "hf_quant_config.json"
+ADAPTER = "adapter_config.json"
+# What folders have that are no transformers model, or a part of one.
+WITHOUT = (
+    (".gguf", "GGUF files, which hold their config", "name a folder with the config.json of the original model."),
+    ("params.json", "params.json of another format", "download the model's config.json beside it, if it has one."),
+    ("model_index.json", "a pipeline of diffusers", "name the folder of a language model, maybe one inside it."),
+    (".safetensors.index.json", "weights alone", "download the model's config.json beside them."),
+    (".safetensors", "weights alone", "download the model's config.json beside them."),
+)
 # The tool's own files begin with it.
 KEPT = ".dca-undo"
 WAIT_SECONDS = 20.0
@@ -112,8 +121,12 @@ def content(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
-        what = f"{path} is a broken link." if path.is_symlink() else f"{path} does not exist."
-        raise DcaError("DCA-204", what, remedy="name a folder that contains the model's files.") from None
+        what, remedy = f"{path} does not exist.", "name a folder that contains the model's files."
+        if path.is_symlink():
+            what = f"{path} is a broken link."
+        elif path.name == CONFIG and (found := _instead(path.parent)):
+            what, remedy = f"{path} does not exist: {found[0]}.", found[1]
+        raise DcaError("DCA-204", what, remedy=remedy) from None
     except OSError as error:
         raise DcaError(
             "DCA-207",
@@ -128,6 +141,25 @@ def content(path: Path) -> bytes:
             return stream.read(text.MOST_BYTES + 1)
     finally:
         os.close(descriptor)
+
+
+def _instead(folder: Path) -> tuple[str, str] | None:
+    """What a folder without a config.json has, as a clause, and what to do; None when it has nothing that is known."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if ADAPTER in names:
+        base = ""
+        with contextlib.suppress(DcaError):
+            base = str(text.parse(content(folder / ADAPTER), ADAPTER).plain().get("base_model_name_or_path") or "")
+        return (
+            f"the folder has an adapter{f' of {base}' if base else ''}, not a model",
+            "name its base model; vLLM serves both with `--enable-lora --lora-modules NAME=DIR`.",
+        )
+    if "snapshots" in names:
+        return "the folder is one of a hub's cache", "name the folder in its `snapshots`, or the model as ORG/NAME."
+    for ending, what, remedy in WITHOUT:
+        if any(name.endswith(ending) for name in names):
+            return f"the folder has {what}", remedy
+    return None
 
 
 # --- changes -------------------------------------------------------------------------------------------------------

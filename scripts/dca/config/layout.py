@@ -37,10 +37,10 @@ NESTED = ("thinker_config", "text_config", "llm_config", "language_config", "tex
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "hidden_size": ("n_embd", "d_model", "model_dim"),
-    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "decoder_attention_heads"),
     "num_key_value_heads": ("n_head_kv", "num_kv_heads", "multi_query_group_num", "num_attention_groups", "kv_n_heads"),
     "head_dim": ("attention_head_dim", "kv_channels", "hidden_size_per_head"),
-    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim", "d_ff"),
+    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim", "d_ff", "decoder_ffn_dim"),
     "vocab_size": ("padded_vocab_size", "text_vocab_size"),
     "num_experts": ("n_routed_experts", "num_local_experts", "moe_num_experts"),
     "num_experts_per_tok": (

@@ -30,6 +30,16 @@ WORDS: dict[str, bool | float | None] = {
     "Infinity": math.inf,
     "-Infinity": -math.inf,
 }
+ELSE = (
+    (
+        b"version https://git-lfs",
+        "it is a pointer of Git LFS, not the file.",
+        "run `git lfs pull` where it was cloned.",
+    ),
+    (b"<", "it is a web page.", "download the file itself, with a token if the model is gated."),
+    (b"gguf", "it is a GGUF file.", "name a folder with the config.json of the model that it was made from."),
+)
+"""Beginnings of files that are something else."""
 NOT_NUMBERS = ("nan", "inf", "-inf", "+Infinity")
 Kind = Literal["object", "array", "string", "number", "word"]
 
@@ -138,12 +148,17 @@ def parse(data: bytes, name: str) -> Json:
             name, f"it has {len(data):,} bytes, more than any model's config.json.", "name a model's config.json."
         )
     bom = data.startswith(BOM)
+    for start, why, remedy in ELSE:
+        if data.lstrip()[: len(start)].lower() == start:
+            raise _refused(name, why, remedy)
     try:
         text = data[len(BOM) * bom :].decode("utf-8")
     except UnicodeDecodeError as error:
         why = f"byte {error.start + len(BOM) * bom} is not UTF-8."
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             why = "it is UTF-16."
+        elif b"\0" in data[:64]:
+            raise _refused(name, "it is a binary file.", "name a model's folder, or its config.json.") from None
         raise _refused(name, why, "save it as UTF-8.") from None
     return Json(text, bom, _Parser(text, name).object(), name)
 

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dca.doctor.model import config_of
+from dca.doctor.model import AGAIN, NO_GPU, config_of
 from dca.doctor.nvidia import Card
 from dca.doctor.values import Finding, Subject, order, span
 
 BFLOAT16 = (8, 0)
 AWQ = (7, 5)
-DRIVER = "nvidia-smi; install NVIDIA's driver, or docker run --gpus all"
+DRIVER = "see what nvidia-smi says; install NVIDIA's driver, or docker run --gpus all"
 HIDDEN = "unset CUDA_VISIBLE_DEVICES, or name GPUs that exist"
 
 
@@ -39,7 +39,8 @@ def present(subject: Subject) -> Iterator[Finding]:
     if seen.problem:
         yield Finding("unknown", f"{seen.asked}: {seen.problem}", wanted, DRIVER)
     elif not seen.cards:
-        yield _none(subject, wanted, wrong=serve)
+        found = f"CUDA_VISIBLE_DEVICES hides all {seen.hidden} GPUs" if seen.hidden else "no GPU"
+        yield Finding("wrong" if serve else "fine", found, wanted, HIDDEN if seen.hidden else DRIVER)
     else:
         kinds = Counter((card.name, card.arch, round(card.memory_gb, 1)) for card in seen.cards)
         yield Finding(
@@ -93,13 +94,6 @@ def _dtype(subject: Subject) -> str:
     return str(dtype or "bfloat16").removeprefix("torch.")
 
 
-def _none(subject: Subject, wanted: str, *, wrong: bool) -> Finding:
-    """The finding when there is no GPU, or none that CUDA_VISIBLE_DEVICES selects."""
-    hidden = subject.gpus.hidden
-    found = f"CUDA_VISIBLE_DEVICES hides all {hidden} GPUs" if hidden else "no GPU"
-    return Finding("wrong" if wrong else "fine", found, wanted, HIDDEN if hidden else DRIVER)
-
-
 def _check(subject: Subject, ability: Ability, lacking: list[Card], *, needed: bool) -> Finding:
     """Whether the GPUs have an ability.
 
@@ -112,7 +106,8 @@ def _check(subject: Subject, ability: Ability, lacking: list[Card], *, needed: b
         return Finding("unknown", f"{seen.asked}: {seen.problem}", ability.wanted, DRIVER)
     wrong = subject.purpose == "serve" and needed
     if not seen.cards:
-        return _none(subject, ability.wanted, wrong=wrong)._replace(details=ability.details)
+        # That there is none is one finding, and has one remedy.
+        return Finding("note" if wrong else "fine", NO_GPU, ability.wanted, AGAIN, ability.details)
     if not lacking:
         found = f"supported on {span([card.arch for card in seen.cards])}"
         return Finding("fine", found, ability.wanted, details=ability.details)

@@ -18,6 +18,7 @@ DUAL = "dual_chunk_attention_config"
 TABLE_CODES = ("DCA-124", "DCA-125", "DCA-818", "DCA-819")
 # GPUs of one large machine: `parallel` lists sizes up to this number, even if this machine has fewer.
 ONE_MACHINE = 8
+NO_GPU, AGAIN = "not checked without a GPU", "run it again on the machine with the GPUs"
 NAMED = "name the model's folder: dca doctor --for serve --model DIR"
 ORIGINAL = "restore the model's original config.json"
 
@@ -112,9 +113,12 @@ def memory(subject: Subject) -> Iterator[Finding]:
     if seen.problem:
         yield Finding("unknown", f"{seen.asked}: {seen.problem}", wanted, "nvidia-smi", details)
         return
+    if not seen.cards:
+        yield Finding("note", NO_GPU, wanted, AGAIN, details)
+        return
     yield Finding(
         "fine" if seen.memory_gb >= floor else "wrong",
-        f"{seen.memory_gb:.0f} GB on {len(seen.cards)} GPUs" if seen.cards else "no GPU",
+        f"{seen.memory_gb:.0f} GB on {len(seen.cards)} GPUs",
         wanted,
         f"{math.ceil(floor / 80)} GPUs of 80 GB or more, or vllm serve with a shorter --max-model-len",
         details,
@@ -167,7 +171,7 @@ def parallel(subject: Subject) -> Iterator[Finding]:
     words = ", ".join(map(str, sizes))
     usable = max((ranks for ranks in sizes if ranks <= count), default=0)
     if not count:
-        yield Finding("wrong", "no GPU", f"{words} GPUs", "nvidia-smi")
+        yield Finding("note", NO_GPU, f"{words} GPUs", AGAIN)
     elif usable < count:
         found = f"{count} GPUs; {heads} heads can be split over {usable} of them"
         yield Finding("note", found, f"{words} GPUs", f"vllm serve DIR --tensor-parallel-size {usable}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dca.catalogue import releases
 from dca.config.config_rules import can_share
 from dca.serve import gpu_memory, server_rules, versions
 from dca.serve import gpus as cards
@@ -72,7 +73,7 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         watermark=0.0 if v1 else gpu_memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") or own_cache(shape, asked) else gpu_memory.HALF,
         grouped=v1 and _apart(shape, asked.version),
-        whole_first=not versions.reached(asked.version, versions.load().quantized_while_loading),
+        whole_first=not releases.reached(asked.version, versions.load().quantized_while_loading),
         reused=v1 and asked.reused,
         # Dual chunk attention is served for one request, with a counted number of blocks.
         logit_bytes=gpu_memory.LOGIT if dual else era.logit_bytes,
@@ -86,7 +87,7 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
 
 def own_cache(shape: Shape, asked: Asked) -> bool:
     """Whether the engine takes FP8 for the KV cache because the checkpoint has it."""
-    reached = versions.reached(asked.version, versions.load().own_cache_dtype)
+    reached = releases.reached(asked.version, versions.load().own_cache_dtype)
     return asked.kv_cache_dtype == "auto" and shape.quantized.fp8_cache and reached and not shape.dual_chunk
 
 
@@ -94,7 +95,7 @@ def _apart(shape: Shape, version: str) -> bool:
     """Whether a version caches layers with windows or chunks apart from those that keep every token."""
     known = versions.load()
     chunks = any(group.kind == "chunk" for group in shape.groups)
-    return versions.reached(version, known.chunks_apart if chunks else known.windows_apart)
+    return releases.reached(version, known.chunks_apart if chunks else known.windows_apart)
 
 
 def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:

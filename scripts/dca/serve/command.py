@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from dca.catalogue import base_images
+from dca.catalogue import base_images, releases
 from dca.foundation.documents import Document
 from dca.serve.flags import Flag
 from dca.serve.gpus import Gpus
@@ -21,6 +21,11 @@ PORT = 8000
 """vLLM's default port."""
 RAY_PORT = 6379
 IMAGE = "dca-serve"
+PUBLISHED_IMAGE = "vllm/vllm-openai:v{}"
+"""vLLM's own image of a release. Its entry point differs by release, so every command names the program."""
+PUBLISHED_HOME = "/root"
+NO_RAY = "0.18.0"
+"""The first release of vLLM that does not install Ray, by its requirements/cuda.txt."""
 TEMPLATES = Path(__file__).with_name("templates")
 API_KEY = "VLLM_API_KEY"
 
@@ -52,6 +57,21 @@ class Server:
     alloc: str = ""
 
 
+@dataclass(frozen=True)
+class Where:
+    """What the engine is started from.
+
+    Args:
+        image: the container's image; when empty vLLM's own of a published release, else that of the Dockerfile.
+        program: `vllm`, or its path in a systemd unit.
+        published: the release of vLLM, if it serves as it is published; else empty.
+    """
+
+    image: str = ""
+    program: str = "vllm"
+    published: str = ""
+
+
 class Launch(Document):
     """The command in a neutral form.
 
@@ -70,6 +90,7 @@ class Launch(Document):
         image: the container's image.
         program: `vllm`, or its path in a systemd unit.
         title: what is served, and by which engine.
+        published: the release of vLLM, if the image is made of vLLM's own; else empty.
     """
 
     SCHEMA: ClassVar[str] = "dca.serve-command/1"
@@ -88,6 +109,22 @@ class Launch(Document):
     image: str = IMAGE
     program: str = "vllm"
     title: str = ""
+    published: str = ""
+
+    @property
+    def home(self) -> str:
+        """The home in the container of the user who serves; models that are downloaded are kept there."""
+        return PUBLISHED_HOME if self.published else base_images.HOME
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the engine may run the model's own code."""
+        return any(name == "--trust-remote-code" for name, _ in self.flags)
+
+    @property
+    def without_ray(self) -> bool:
+        """Whether Ray has to start the server, and vLLM's own image has none."""
+        return self.machines > 1 and bool(self.published) and releases.reached(self.published, NO_RAY)
 
     @property
     def argv(self) -> list[str]:
@@ -108,7 +145,12 @@ class Launch(Document):
 
 
 def launch(
-    plan: ServePlan, gpus: Gpus, server: Server, *, folder: bool, image: str = IMAGE, program: str = "vllm"
+    plan: ServePlan,
+    gpus: Gpus,
+    server: Server,
+    *,
+    folder: bool,
+    where: Where | None = None,
 ) -> Launch:
     """The command for a plan.
 
@@ -117,9 +159,9 @@ def launch(
         gpus: the plan's GPUs.
         server: the server's other settings.
         folder: whether the model is a folder on this machine.
-        image: the container's image.
-        program: `vllm`, or its path in a systemd unit.
+        where: what the engine is started from; by default the image of the Dockerfile, and `vllm`.
     """
+    where = where or Where()
     flags = [(flag.name, flag.value or None) for flag in plan.flags]
     if server.name:
         flags.append(("--served-model-name", server.name))
@@ -151,10 +193,16 @@ def launch(
         each=gpus.each,
         used=math.ceil(best.tp * best.pp / gpus.machines),
         visible=server.visible,
-        image=image,
-        program=program,
+        image=where.image or (image_of(where.published) if where.published else IMAGE),
+        program=where.program,
+        published=where.published,
         title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
     )
+
+
+def image_of(version: str) -> str:
+    """VLLM's own image of a release; a version in two numbers is its first."""
+    return PUBLISHED_IMAGE.format(".".join([*version.split("."), "0"][: max(3, version.count(".") + 1)]))
 
 
 def shell(launch: Launch) -> str:
@@ -168,6 +216,8 @@ def shell(launch: Launch) -> str:
         )
         lines.append(f"# to download the model first: {source} {shlex.quote(launch.model)} {into} DIR; then serve DIR")
     if launch.machines > 1:
+        # Docker's and the cluster's lines say it of the image.
+        lines += [f"# vLLM {launch.published} installs no Ray: install it beside it"] if launch.without_ray else []
         return "\n".join([*lines, *_ray_shell(launch)])
     return "\n".join([*lines, *_exports(launch), _broken(launch.argv)])
 
@@ -210,14 +260,17 @@ def _ray_shell(launch: Launch) -> list[str]:
 
 def docker(launch: Launch) -> str:
     """`docker run`; for several machines one command for each kind of machine."""
-    lines = [
-        f"# {launch.title}",
-        "# build the image: dca serve command MODEL --format dockerfile > Dockerfile; its head says how",
-    ]
+    lines = [f"# {launch.title}"]
+    if launch.without_ray:
+        lines.append(
+            f"# vLLM's image of {launch.published} has no Ray: make one from it that has, and name it by --image"
+        )
+    if not launch.published:
+        lines.append("# build the image: dca serve command MODEL --format dockerfile > Dockerfile; its head says how")
     where = f"/models/{launch.label}" if launch.folder else launch.model
     common = ["docker", "run", "--rm", "--name", f"serve-{launch.label}"]
     common += ["--gpus", f'"device={launch.visible}"' if launch.visible else "all", "--ipc=host"]
-    mount = ["-v", f"{launch.model}:{where}:ro"] if launch.folder else ["-v", f"model-cache:{base_images.CACHE}"]
+    mount = ["-v", f"{launch.model}:{where}:ro"] if launch.folder else ["-v", f"model-cache:{launch.home}/.cache"]
     # In a container, CUDA numbers only the GPUs that --gpus passes in.
     options = [
         word
@@ -226,12 +279,16 @@ def docker(launch: Launch) -> str:
         for word in ("-e", f"{name}={value}")
     ]
     options += ["-e", API_KEY] if launch.api_key else []
+    # Whatever the entry point of vLLM's own image is.
+    program = "vllm" if launch.machines == 1 else "ray"
+    options += ["--entrypoint", program] if launch.published else []
+    image = [launch.image] if launch.published else [launch.image, program]
     if launch.machines == 1:
         words = [*common, "-p", f"{launch.port}:{launch.port}", *mount, *options]
-        return "\n".join([*lines, _docker_broken(words, [launch.image, "vllm", *launch.words(where)])])
+        return "\n".join([*lines, _docker_broken(words, [*image, *launch.words(where)])])
     common += ["-d", "--network=host", *mount, *options]
-    head = [launch.image, "ray", "start", "--head", f"--port={RAY_PORT}", "--block"]
-    worker = [launch.image, "ray", "start", f"--address=$HEAD_ADDRESS:{RAY_PORT}", "--block"]
+    head = [*image, "start", "--head", f"--port={RAY_PORT}", "--block"]
+    worker = [*image, "start", f"--address=$HEAD_ADDRESS:{RAY_PORT}", "--block"]
     serve = ["docker", "exec", f"serve-{launch.label}", "vllm", *launch.words(where)]
     return "\n".join(
         [
@@ -265,7 +322,14 @@ def _others(launch: Launch) -> str:
 
 
 def dockerfile(launch: Launch) -> str:
-    """A Dockerfile for an image with a wheel and its lock, which must be in the build context."""
+    """A Dockerfile for an image with a wheel and its lock, which must be in the build context; or from vLLM's own."""
+    if launch.published:
+        return _rendered(
+            "Dockerfile.published",
+            launch,
+            base=image_of(launch.published),
+            served=base_images.watched(launch.port, "python3"),
+        )
     images = base_images.load()
     serve = images.serve.format(images.pythons[0])
     served = base_images.served(launch.port)
@@ -366,8 +430,8 @@ def _rendered(template_name: str, launch: Launch, **more: object) -> str:
         ray_port=RAY_PORT,
         key=API_KEY,
         uid=base_images.UID,
-        home=base_images.HOME,
-        cache=base_images.CACHE,
+        home=launch.home,
+        cache=f"{launch.home}/.cache",
         **more,
     )
 

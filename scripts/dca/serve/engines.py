@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from dca.catalogue import recipes
+from dca.catalogue import recipes, releases
 from dca.catalogue.recipes import Loaded, Name
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
@@ -153,7 +153,7 @@ def published(version: str, known: tuple[Loaded, ...]) -> Engine:
         environment=engine.environment if engine else {},
         architectures=engine.architectures if engine else (),
         tool_parser="hermes",
-        own_sampling=versions.order(version) >= OWN_SAMPLING,
+        own_sampling=releases.order(version) >= OWN_SAMPLING,
         structured_output=engine.structured_output if engine else True,
         stock=True,
     )
@@ -167,10 +167,10 @@ def tool_parser(shape: Shape, engine: Engine) -> str:
 
 def released(version: str, known: tuple[Loaded, ...]) -> Loaded | None:
     """The recipe of a version of vLLM with dual chunk attention, or of the next version that one has; else None."""
-    number = versions.order(version)
+    number = releases.order(version)
     if not ADDED <= number < DROPPED:
         return None
-    bases = {versions.order(loaded.recipe.base_version): loaded for loaded in reversed(recipes.compiling(known))}
+    bases = {releases.order(loaded.recipe.base_version): loaded for loaded in reversed(recipes.compiling(known))}
     return next((bases[base] for base in sorted(bases) if base >= number), None)
 
 

@@ -53,8 +53,7 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         shortened: whether the length is the maximum that fits instead of the one asked for.
     """
     shape, asked, settings = subject.shape, subject.asked, planned.settings
-    if subject.revision:
-        yield Flag(name="--revision", value=subject.revision, reason="as asked for: this revision was planned.")
+    yield from _model_flags(subject)
     if settings.tp > 1:
         yield Flag(name="--tensor-parallel-size", value=str(settings.tp), reason=_reason_tp(subject, settings))
     if settings.pp > 1:
@@ -70,10 +69,7 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
             reason=f"the GPUs are on {subject.gpus.machines} machines.",
         )
     yield from _parallel_flags(subject, settings)
-    reason = _reason_length(shape, settings.length, shortened=shortened)
-    if asked.unlimited:
-        reason = f"the engine takes the largest length that fits, by this plan about {settings.length:,} tokens."
-    yield Flag(name="--max-model-len", value="-1" if asked.unlimited else str(settings.length), reason=reason)
+    yield _length_flag(subject, settings, shortened)
     if asked.quantization and asked.quantization != subject.published.quantized.method:
         yield Flag(
             name="--quantization", value=asked.quantization, reason="as asked for; linear layers take less memory."
@@ -87,6 +83,28 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
     if asked.prefix_caching:
         yield Flag(name="--enable-prefix-caching", reason=AS_ASKED)
     yield from _memory_flags(subject, planned)
+
+
+def _model_flags(subject: Subject) -> Iterator[Flag]:
+    if subject.revision:
+        yield Flag(name="--revision", value=subject.revision, reason="as asked for: this revision was planned.")
+    if subject.asked.trusted:
+        own = server_rules.own_code(subject)
+        what = f"the model's own code has {own}" if own else "this version has the model's classes itself"
+        yield Flag(name="--trust-remote-code", reason=f"as asked for; {what}.")
+
+
+def _length_flag(subject: Subject, settings: Settings, shortened: bool) -> Flag:
+    shape, name = subject.shape, "--max-model-len"
+    if not subject.asked.unlimited:
+        reason = _reason_length(shape, settings.length, shortened=shortened)
+        return Flag(name=name, value=str(settings.length), reason=reason)
+    reason = f"the engine takes the largest length that fits, by this plan about {settings.length:,} tokens."
+    if 0 < shape.unasked < (most := min(shape.rows, shape.length)):
+        reason += (
+            f" Of this model it takes at most its original {shape.unasked:,}: for up to {most:,}, name the number."
+        )
+    return Flag(name=name, value="-1", reason=reason)
 
 
 def _parallel_flags(subject: Subject, settings: Settings) -> Iterator[Flag]:

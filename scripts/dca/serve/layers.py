@@ -234,8 +234,6 @@ def of(config: dict[str, Any]) -> Found:
     for key, what in UNKNOWN.items():
         if config.get(key):
             unknown[what] = None
-    if config.get("model_type") in classes.load().undescribed:
-        unknown["images (the file does not describe their part)"] = None
     for key in SEVERAL:
         if isinstance(value := config.get(key), list) and len(value) < count:
             unknown[f"experts of several kinds ({key})"] = None
@@ -316,6 +314,7 @@ def _own_of(config: dict[str, Any], layer: Layers) -> Layers:
 NAMED: dict[str, Kind] = {
     "full_attention": "full",
     "sparse_attention": "full",
+    "indexed_attention": "full",
     "attention": "full",
     "global_attention": "full",
     "sliding_attention": "window",
@@ -327,6 +326,7 @@ NAMED: dict[str, Kind] = {
     "mamba2": "state",
     "recurrent": "state",
     "hybrid": "full",
+    "hybrid_sliding": "window",
     "conv": "state",
     "kda": "state",
     "mlp": "none",
@@ -668,18 +668,64 @@ def towers(found: Layout) -> Iterator[tuple[str, Tower]]:
     """The parts for images and sound beside the text part, each with its key; one without weights is not known."""
     beside = found.config
     for inner in found.path or ("",):
-        for key in ("vision_config", "visual", "audio_config", "vision_tower"):
-            if isinstance(part := beside.get(key), dict) and part:
-                yield key, _tower(part)
+        for key, part in beside.items():
+            if key == inner or not part or not SIGHT.search(str(key)) or ASIDE.search(str(key)):
+                continue
+            if isinstance(part, dict):
+                yield key, _tower(_sized(part) or _by_name(part) or part)
+            elif isinstance(part, str) and OF_ANOTHER.search(str(key)):
+                yield key, _tower(_by_name({key: part}))
         beside = beside.get(inner, {})
+    if undescribed := classes.load().undescribed.get(found.text_type):
+        yield found.text_type, _tower(undescribed.model_dump())
+
+
+SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video|^encoder_config$")
+"""Keys of parts for images and sound; files have many names for them."""
+ASIDE = re.compile(r"lora|token(?!izer)|vocoder|codec|talker")
+"""Keys that are no such part, or of one that writes."""
+OF_ANOTHER = re.compile(r"_(tower|encoder|model_name|model_id|backbone)$")
+"""Keys whose text is the name of another model."""
+WIDE = ("embed_dim", "hidden_size", "d_model", "vt_hidden_size", "width", "attention_dim")
+DEEP = (
+    "depth",
+    "num_hidden_layers",
+    "encoder_layers",
+    "num_layers",
+    "vt_num_hidden_layers",
+    "layers",
+    "num_blocks",
+    "n_layer",
+)
+
+
+def _wide(part: dict[str, Any]) -> int:
+    """Elements of a part's hidden states; hidden_dim is also a width of parts without attention."""
+    return _first(part, *WIDE) or (
+        _count(part, "hidden_dim") if _first(part, "num_heads", "num_attention_heads") else 0
+    )
+
+
+def _sized(part: dict[str, Any]) -> dict[str, Any]:
+    """A part, or what lies in it, that states its sizes; empty without any."""
+    # Some towers state the text's width as hidden_size, and its own as embed_dim.
+    if _wide(part) and _first(part, *DEEP):
+        return part
+    inner = (_sized(value) for value in part.values() if isinstance(value, dict))
+    return next(filter(None, inner), {})
+
+
+def _by_name(part: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of the model that a part only names; empty for one that is not known."""
+    names = [value for value in part.values() if isinstance(value, str)]
+    found = (sizes for text, sizes in classes.load().towers.items() for name in names if text in name.lower())
+    return next((sizes.model_dump() for sizes in found), {})
 
 
 def _tower(part: dict[str, Any]) -> Tower:
     """A transformer over patches, with its projection to the text's hidden size."""
-    # Some towers state the text's width as hidden_size, and its own as embed_dim.
-    wide = _first(part, "embed_dim", "hidden_size", "d_model", "vt_hidden_size")
-    deep = _first(part, "depth", "num_hidden_layers", "encoder_layers", "num_layers", "vt_num_hidden_layers")
-    inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size")
+    wide, deep = _wide(part), _first(part, *DEEP)
+    inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size", "linear_units")
     if not wide or not deep:
         return Tower(weights=0, width=0)
     inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or 4))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import ClassVar
 
+from dca.catalogue import releases
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
-from dca.serve import gpu_memory, outcome, versions
+from dca.serve import gpu_memory, outcome
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.outcome import Settings
 from dca.serve.shape import Shape
@@ -457,7 +458,7 @@ def name_of(gpus: Gpus) -> str:
 
 def minor(version: str) -> str:
     """The first two numbers of a version."""
-    return ".".join(str(number) for number in versions.order(version)[:2])
+    return ".".join(str(number) for number in releases.order(version)[:2])
 
 
 def words(comparison: Comparison) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca import inspection
-from dca.catalogue import recipes
+from dca.catalogue import recipes, releases
 from dca.config.config_rules import Finding
 from dca.foundation import hub
 from dca.foundation.documents import Document
@@ -122,6 +122,8 @@ def make(subject: Subject, served: str) -> ServePlan:
         most = max(most, asked.length or 0)
     length = asked.length or most
     if asked.unlimited:
+        # What the engine would serve if no length were asked for is the most that -1 stands for.
+        most = min(most, shape.unasked or most)
         length = choose.longest_of(shape, gpus, asked, most, tp)[0] or most
     documented = outcome(shape, gpus, choose.documented(shape, gpus, asked, length, tp))
     planned = choose.choose(shape, gpus, asked, length, tp)
@@ -147,7 +149,7 @@ def make(subject: Subject, served: str) -> ServePlan:
         instead=instead,
         longest=longest,
         longest_batched=batched,
-        binding=_binding(shape, at_limit or planned),
+        binding=_binding(at_limit or planned, most),
         minimum_gb=shape.minimum_gb,
         needed_gb=needed(shape, planned) / 1e9,
         token_bytes=_kept_bytes(shape, planned.settings, planned.settings.layout),
@@ -211,13 +213,18 @@ def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
     return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
 
 
-def _binding(shape: Shape, best: Outcome) -> str:
-    """What limits the length: at the largest length that fits, or as planned if none fits."""
+def _binding(best: Outcome, most: int) -> str:
+    """What limits the length: at the largest length that fits, or as planned if none fits.
+
+    Args:
+        best: the outcome at that length.
+        most: tokens that the engine allows.
+    """
     if best.ends == "loading":
         return "weights"
     if best.ends == "weights":
         return "weights and activations"
-    if best.fits and best.settings.length >= min(shape.rows, shape.length):
+    if best.fits and best.settings.length >= most:
         return "the model's own length"
     names = {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}
     return names[max(names, key=best.term)]
@@ -232,6 +239,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
     yield from _dense_notes(shape)
+    yield from _long_notes(shape, planned.settings.length)
     if len(gpus.names) > 1:
         yield "the GPUs differ: the plan gives all of them the memory of the smallest."
     if not gpus.archs:
@@ -275,6 +283,17 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
         f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
+
+
+def _long_notes(shape: Shape, length: int) -> Iterator[str]:
+    """A length that no file states, and one beyond that of longrope's short factors."""
+    if not shape.length_key:
+        yield f"config.json states no length, nor does the model's class: vLLM takes {shape.length:,} tokens for it."
+    if 0 < shape.unasked < length:
+        yield (
+            f"the model's original length is {shape.unasked:,} tokens, and this engine's default. With a larger "
+            "--max-model-len it rotates every prompt by longrope's long factors, which lowers quality of short ones."
+        )
 
 
 def _dense_notes(shape: Shape) -> Iterator[str]:
@@ -366,7 +385,7 @@ def subject_of(
     version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
     if version:
         reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
-        if versions.order(version) > versions.order(versions.NEWEST):
+        if releases.order(version) > releases.order(versions.NEWEST):
             reason += f" It is newer than {versions.NEWEST}, whose rules the plan has."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dca import config as configs
+from dca.catalogue import registries, releases
 from dca.catalogue.model_needs import Model
 from dca.catalogue.recipes import PLUGINS, Loaded, compiling
 from dca.config import classes as config_classes
@@ -17,14 +18,13 @@ from dca.doctor.values import order
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
-from dca.serve import gpu_memory, registries, versions
+from dca.serve import gpu_memory, versions
 from dca.serve.engines import ADDED, DROPPED, V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
 from dca.serve.shape import Shape
 
-# The oldest compute capability with kernels for each kind of weights, and for each dtype.
-OLDEST = {"awq": "7.5", "gptq": "6.0", "gptq_marlin": "8.0", "awq_marlin": "8.0", "fp8": "8.0", "bitsandbytes": "7.0"}
+# The oldest compute capability for each dtype.
 OLDEST_DTYPE = {"bfloat16": "8.0"}
 FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
@@ -34,6 +34,10 @@ PADDED = 64
 """What the engine pads the vocabulary to a multiple of (vocab_parallel_embedding.py)."""
 OLDEST_PLUGIN = "8.0"
 """The oldest compute capability of the kernels that a plugin calls."""
+V0_BLOCK = 32
+"""The largest block of the KV cache that the kernels of the V0 engine read on CUDA."""
+LATENT_BLOCK, LATENT_KERNELS = 64, (9, 0)
+"""The smallest block of the fastest kernels of latent attention, and the oldest compute capability that has them."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
@@ -67,6 +71,7 @@ class Asked:
         offload_gib: host memory for KV cache that the GPUs have no room for, in 2^30 bytes; None for none.
         eager: whether CUDA graphs must be off.
         unlimited: whether the engine itself chooses the largest length that fits.
+        trusted: whether the engine may run the model's own code.
     """
 
     tp: int | None = None
@@ -94,6 +99,7 @@ class Asked:
     offload_gib: float | None = None
     eager: bool = False
     unlimited: bool = False
+    trusted: bool = False
 
     @property
     def reused(self) -> bool:
@@ -269,14 +275,51 @@ def dated(subject: Subject) -> Iterator[Finding]:
         "--kv-offloading-size": asked.offload_gib is not None and (asked.v1 or not subject.shape.dual_chunk),
         "--max-model-len -1": asked.unlimited,
     }
+    yield from _sizes(subject)
     for one in versions.load().flags:
-        if used.get(one.flag) and version and versions.order(version) < versions.order(one.since):
+        if used.get(one.flag) and version and releases.order(version) < releases.order(one.since):
             instead = "name the number of tokens" if asked.unlimited and " " in one.flag else "omit it"
             yield _error(
                 "DCA-168",
                 f"vLLM {version} has no {one.flag}, which came with {one.since}: the server does not start.",
                 f"{instead}, or serve with a newer engine.",
             )
+
+
+def _sizes(subject: Subject) -> Iterator[Finding]:
+    """Sizes of blocks that the version does not accept, or kernels do not read, or that are replaced."""
+    asked, shape = subject.asked, subject.shape
+    size, accepted = asked.block_size, versions.load().sizes(asked.version)
+    # Of models with dual chunk attention another rule says which ones divide their chunks.
+    paged = not asked.v1 and not shape.dual_chunk
+    if (shape.dual_chunk or shape.merged) and (size % gpu_memory.BLOCK or shape.chunk % size):
+        return
+    if accepted and size not in accepted:
+        yield _error(
+            "DCA-168",
+            f"--block-size {size}: vLLM {asked.version} accepts {', '.join(map(str, accepted))}.",
+            "omit it, or use one of these.",
+        )
+    elif (asked.v1 and size % gpu_memory.BLOCK) or (paged and size > V0_BLOCK):
+        what = f"a multiple of {gpu_memory.BLOCK}" if asked.v1 else f"at most {V0_BLOCK}"
+        yield _error(
+            "DCA-168",
+            f"--block-size {size}: the attention kernels of vLLM {asked.version}'s {'V1' if asked.v1 else 'V0'} engine "
+            f"on CUDA want {what}.",
+            f"omit it: the default is {gpu_memory.BLOCK}.",
+        )
+    elif (
+        size != gpu_memory.BLOCK
+        and size % LATENT_BLOCK
+        and any(group.kind == "latent" for group in shape.parts)
+        and any(order(arch) >= LATENT_KERNELS for arch in subject.gpus.archs)
+    ):
+        yield _warning(
+            "DCA-168",
+            f"--block-size {size}: the fastest kernels of latent attention on these GPUs want {LATENT_BLOCK} or more; "
+            "vLLM replaces the size, or takes slower kernels.",
+            "omit it, so that vLLM takes the size of its kernels.",
+        )
 
 
 def _broken(shape: Shape, tp: int, asked: Asked) -> Iterator[tuple[str, int]]:
@@ -303,7 +346,7 @@ def _finer(shape: Shape, share: int, version: str) -> bool:
     """Whether a version divides the blocks of FP8 experts so that a share of their width is a whole number of them."""
     known = versions.load()
     block = math.gcd(shape.quantized.group, share, shape.hidden)
-    return versions.reached(version, known.quantized_while_loading) and block >= known.smallest_divided_block
+    return releases.reached(version, known.quantized_while_loading) and block >= known.smallest_divided_block
 
 
 def _undivided_widths(shape: Shape, tp: int, asked: Asked) -> Iterator[tuple[str, int]]:
@@ -351,15 +394,8 @@ def abilities(subject: Subject) -> Iterator[Finding]:
             yield _error(
                 "DCA-152", f"compute capability {arch} does not support {subject.dtype}, the model's dtype.", other
             )
-        method = subject.shape.quantized.method
-        if method in OLDEST and order(arch) < order(OLDEST[method]):
-            yield _error(
-                "DCA-152",
-                f"{method} weights have no kernels for compute capability {arch}; they require {OLDEST[method]} or "
-                "later.",
-                "use GPTQ weights, or the model's own." if method == "awq" else "use weights that are not quantized.",
-            )
-        if method == "fp8" and (8, 0) <= order(arch) < FP8_ARITHMETIC:
+        fp8_weights = subject.shape.quantized.method == "fp8" and not subject.asked.stock
+        if fp8_weights and reads_fp8(subject.gpus, subject.asked) and order(arch) < FP8_ARITHMETIC:
             yield _warning(
                 "DCA-152",
                 f"compute capability {arch} has no FP8 arithmetic: kernels (Marlin) that only the full profile "
@@ -379,39 +415,79 @@ def _published(subject: Subject) -> Iterator[Finding]:
     """GPUs, dtypes or weights that vLLM itself refuses, or its own wheel has no code for."""
     known, asked = versions.load(), subject.asked
     # Other rules say what wheels of the recipes have, and what the plugin calls.
-    oldest = known.oldest(asked.version) if asked.stock else ""
-    for arch in subject.gpus.archs:
-        if oldest and order(arch) < order(oldest):
+    wheel = known.published(asked.version)
+    for arch in subject.gpus.archs if asked.stock else ():
+        if not wheel.runs(arch):
+            later = next(
+                (one for one in known.wheels if releases.reached(one.since, wheel.since) and one.runs(arch)), None
+            )
+            other = (
+                f"use --engine-version {later.since} or later." if later else "use another GPU, or an older version."
+            )
             yield _error(
                 "DCA-152",
-                f"vLLM's own wheel of {asked.version} has no code for compute capability {arch}, but from {oldest} on.",
-                "use another GPU, or an older --engine-version.",
+                f"vLLM's own wheels and images of {asked.version} have no code for compute capability {arch}, only for "
+                f"{', '.join(wheel.archs)}.",
+                other,
             )
     if asked.dtype != "auto" and (why := _refused_in(subject, subject.dtype)):
         yield _error("DCA-152", f"--dtype {asked.dtype}: {why}", "use --dtype bfloat16.")
+    yield from _read(subject)
+
+
+def _read(subject: Subject) -> Iterator[Finding]:
+    """Quantized weights that a version does not read, or not on a GPU."""
+    asked, method = subject.asked, subject.shape.quantized.method
     weights = _weights(subject)
     if weights is None:
-        return
-    if asked.stock and versions.order(asked.version) <= versions.order(weights.absent):
-        yield _error(
-            "DCA-152",
-            f"vLLM {asked.version} does not read {weights.method} weights, which came after {weights.absent}.",
-            f"use --engine-version {weights.since} or later.",
-        )
-    for arch in subject.gpus.archs:
-        if order(arch) < order(weights.oldest):
+        if method and asked.stock:
             yield _error(
                 "DCA-152",
-                f"{weights.method} weights have no kernels for compute capability {arch}; they require "
-                f"{weights.oldest} or later.",
-                "use another GPU, or weights that are not quantized.",
+                f"no release of vLLM from {versions.FIRST} to {versions.NEWEST} is known to read {method} weights.",
+                "use weights that are not quantized, or quantized in another way.",
+            )
+        return
+    if not weights.reads(asked.version) and not asked.stock:
+        # What wheels of the recipes read is theirs to say.
+        return
+    if not weights.reads(asked.version):
+        early = bool(weights.since) and not releases.reached(asked.version, weights.since)
+        yield _error(
+            "DCA-152",
+            f"vLLM {asked.version} does not read {method} weights: "
+            + (f"{weights.since} was the first version that did." if early else f"{weights.last} was the last one."),
+            f"use --engine-version {weights.since} or later." if early else f"use --engine-version {weights.last}.",
+        )
+        return
+    oldest = weights.oldest_in(asked.version)
+    for arch in subject.gpus.archs:
+        if oldest and order(arch) < order(oldest):
+            since = next((one for one, least in weights.oldest.items() if order(least) <= order(arch)), "")
+            other = (
+                "use GPTQ weights, or the model's own." if method == "awq" else "use weights that are not quantized."
+            )
+            if since and asked.stock:
+                other = f"use --engine-version {since} or later, or weights that are not quantized."
+            yield _error(
+                "DCA-152",
+                f"{method} weights have no kernels for compute capability {arch} in vLLM {asked.version}; they require "
+                f"{oldest} or later.",
+                other,
             )
 
 
 def _weights(subject: Subject) -> versions.Weights | None:
-    """What reads the model's quantized weights, where not everything does."""
-    method = subject.shape.quantized.method
-    return next((one for one in versions.load().weights if one.method == method), None)
+    """Which versions and GPUs read the model's quantized weights; None for a kind that is not known."""
+    stored, known = subject.shape.quantized, versions.load()
+    method = stored.method.replace("_", "-") if stored.method == "compressed_tensors" else stored.method
+    return (known.stored(f"{method}_fp4") if stored.bits < 8 else None) or known.stored(method)
+
+
+def reads_fp8(gpus: Gpus, asked: Asked) -> bool:
+    """Whether a version has kernels for FP8 weights on GPUs."""
+    fp8_weights = versions.load().stored("fp8")
+    oldest = fp8_weights.oldest_in(asked.version) if fp8_weights else ""
+    return all(order(arch) >= order(oldest) for arch in gpus.archs)
 
 
 def _refused_in(subject: Subject, dtype: str) -> str:
@@ -419,7 +495,7 @@ def _refused_in(subject: Subject, dtype: str) -> str:
     kind, weights = subject.shape.model_type, _weights(subject)
     if dtype == "float16" and kind in versions.load().no_float16:
         return f"vLLM refuses float16 for models of the type `{kind}`: they are numerically unstable in it."
-    if weights is not None and dtype not in weights.dtypes:
+    if weights is not None and weights.dtypes and dtype not in weights.dtypes:
         return f"vLLM computes with {weights.method} weights in {' or '.join(weights.dtypes)} only."
     return ""
 
@@ -742,6 +818,14 @@ def _registered(subject: Subject) -> Iterator[Finding]:
     """An engine whose version does not have the model's class."""
     version = subject.asked.version
     absent = registries.absence(subject.shape.architectures, version) if version else None
+    if absent is None and subject.asked.stock and registries.unheard(subject.shape.architectures, version):
+        known = registries.load().all_releases()
+        yield _warning(
+            "DCA-158",
+            f"no release of vLLM from {known[0].version} to {known[-1].version} has the class "
+            f"{' or '.join(subject.shape.architectures)}: only a plugin, or the model's own code, can bring it.",
+            "check that the engine has it, or use the model in a form for transformers.",
+        )
     if absent is None:
         return
     what = f"vLLM {version} does not have the class {absent.name}: {absent.why}."
@@ -755,15 +839,33 @@ def _registered(subject: Subject) -> Iterator[Finding]:
         yield _error("DCA-158", what, f"use --engine-version {absent.instead}, which has it.")
 
 
+def own_code(subject: Subject) -> str:
+    """What of the model is code of its own, for which the engine's version has no class, in words; empty for none."""
+    release = registries.load().release(subject.asked.version)
+    return " and ".join(configs.own_code(subject.file, release)) if subject.file is not None else ""
+
+
+def trusted(subject: Subject) -> Iterator[Finding]:
+    """DCA-173: a model whose own code the engine must run, and was not allowed to."""
+    own = own_code(subject)
+    if own and not subject.asked.trusted:
+        yield _error(
+            "DCA-173",
+            f"the model brings {own} as code of its own, which vLLM {subject.asked.version} runs only with "
+            "--trust-remote-code: it does not start without.",
+            "read the *.py files of the model, then add --trust-remote-code, which runs them.",
+        )
+
+
 def _lacks(subject: Subject) -> str:
     """Why vLLM as it is published, of the version that is asked for, has no dual chunk attention; empty if it has."""
     if not subject.shape.dual_chunk:
         return ""
     version = subject.asked.version
     what = f"vLLM {version} has no dual chunk attention; it was "
-    if versions.order(version) < ADDED:
+    if releases.order(version) < ADDED:
         return f"{what}added in {'.'.join(map(str, ADDED))}."
-    return f"{what}removed in {'.'.join(map(str, DROPPED))}." if versions.order(version) >= DROPPED else ""
+    return f"{what}removed in {'.'.join(map(str, DROPPED))}." if releases.order(version) >= DROPPED else ""
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:
@@ -873,7 +975,7 @@ def attention_groups(subject: Subject) -> str:
 def fp8(subject: Subject) -> str:
     """Advice to quantize to fp8, with the build command; empty when the weights or the GPUs do not allow it."""
     commands = builds(subject, "fp8")
-    old = any(order(arch) < order(OLDEST["fp8"]) for arch in subject.gpus.archs)
+    old = not reads_fp8(subject.gpus, subject.asked)
     if subject.published.quantized.method or old or not commands:
         return ""
     return f"--quantization fp8, with a wheel that has its kernels: {commands[0]}"
@@ -913,6 +1015,7 @@ RULES: tuple[Rule, ...] = (
     lists,
     stored,
     classes,
+    trusted,
     wheel,
     folder,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dca import config as configs
+from dca.catalogue import releases
 from dca.catalogue.model_needs import UNSTATED_DTYPE
 from dca.config import classes, compare, config_rules, folder, layout, models
 from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout, Rotary
@@ -127,9 +128,10 @@ class Shape(Value):
         rows: rows of the rotary table, one for each position.
         tables: bytes of the rotary tables of an engine without dual chunk attention; 0 when they have `rows` rows.
         length: tokens that the engine allows by default.
-        length_key: the key of config.json that it takes them from.
+        length_key: the key of config.json that it takes them from; empty where there is none.
         model_type: that of the whole config.json.
         stated: the same of engines that take max_position_embeddings beside YaRN as it is; 0 where all take the same.
+        unasked: tokens that engines serve by default of a model with longrope, which can do more; 0 for others.
         original: length above which dual chunk attention scales keys; 0 when it does not.
         chunk_size: chunk_size of dual chunk attention, in tokens.
         local_size: local_size of dual chunk attention, in tokens.
@@ -173,6 +175,7 @@ class Shape(Value):
     length_key: str = LENGTH
     model_type: str = ""
     stated: int = 0
+    unasked: int = 0
     original: int = 0
     chunk_size: int = 0
     local_size: int = 0
@@ -331,7 +334,9 @@ def shape_of(
     dual = dual if isinstance(dual, dict) and dual else {}
     experts = _widest(config, "num_experts")
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
-    count, rows = _needed(config, name, "num_hidden_layers"), _rows(found, _needed(config, name, LENGTH))
+    count = _needed(config, name, "num_hidden_layers")
+    unstated = not any(one in config for one in (LENGTH, *layout.OTHER_NAMES[LENGTH]))
+    rows = _rows(found, kinds.UNSTATED_LENGTH if unstated else _needed(config, name, LENGTH))
     layers = kinds.of(config)
     recurrent = all(group.kind == "state" for group in layers.groups)
     encoder = kinds.encodes(config)
@@ -361,9 +366,10 @@ def shape_of(
         rows=rows if dual else found.scaled(rows) or rows,
         tables=0 if dual else sum(_table(found, rotary, rows) for rotary in found.rotary),
         length=rows if dual else found.context or rows,
-        length_key=found.where(LENGTH)[-1],
+        length_key="" if unstated else found.where(LENGTH)[-1],
         model_type=found.model_type,
         stated=0 if dual or found.stated_context == found.context else found.stated_context or 0,
+        unasked=_unasked(found),
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
         chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
@@ -396,9 +402,20 @@ def _rows(found: Layout, length: int) -> int:
     return own or layout.count(found.text.get(LENGTH)) or length
 
 
+def _unasked(found: Layout) -> int:
+    """The original length of a model with longrope, as its class takes it; 0 for others, and where it has none."""
+    if not any(rotary.type == "longrope" for rotary in found.rotary):
+        return 0
+    known, inside = classes.load(), found.rotary[0].parameters.get(ORIGINAL)
+    stated = layout.count(found.text.get(ORIGINAL)) or known.original_lengths.get(found.text_type)
+    return (layout.count(inside) if found.text_type in known.original_inside else None) or stated or 0
+
+
 def in_engine(shape: Shape, version: str) -> Shape:
-    """A model with the length that a version of vLLM allows."""
-    if shape.stated and versions.order(version) >= versions.order(versions.load().stated_lengths):
+    """A model with the lengths that a version of vLLM allows, and serves by default."""
+    if not releases.reached(version, versions.load().original_lengths):
+        shape = shape.model_copy(update={"unasked": 0})
+    if shape.stated and releases.order(version) >= releases.order(versions.load().stated_lengths):
         return shape.model_copy(update={"length": shape.stated})
     return shape
 
@@ -677,7 +694,7 @@ def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
 def _needed(config: dict[str, Any], name: str, key: str) -> int:
     number = _widest(config, key)
     if not number:
-        raise _lacks(name, key)
+        raise _lacks(name, key, config.get("text_model_id"))
     return number
 
 
@@ -704,7 +721,20 @@ def _lacks_number(name: str, key: str) -> int:
     raise _lacks(name, key)
 
 
-def _lacks(name: str, key: str) -> DcaError:
+def _lacks(name: str, key: str, other: Any = None) -> DcaError:
+    """The refusal of a file without a number.
+
+    Args:
+        name: the model's name.
+        key: the number's.
+        other: the model on a hub that the file names in place of sizes.
+    """
+    if isinstance(other, str) and other:
+        return DcaError(
+            "DCA-205",
+            f"the config.json of {name} has no sizes of its language model, which is that of {other}.",
+            remedy=f"plan {other}, and leave room for the part beside it.",
+        )
     return DcaError(
         "DCA-205",
         f"the config.json of {name} has no usable number for `{key}`.",

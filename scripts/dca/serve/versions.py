@@ -9,12 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dca.catalogue import releases
+from dca.catalogue.recipes import Arch
 from dca.config.models import Count
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
 from dca.serve.gpus import Gpus
 
+Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
 Size = Annotated[float, Field(ge=0)]
+FIRST = "0.5.0"
+"""The oldest version whose rules are known."""
 NEWEST = "0.33.0"
 """The newest version whose rules are known."""
 SMALL = "A100"
@@ -46,7 +51,7 @@ class Era(Value):
         large_sequences: their max_num_seqs.
     """
 
-    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
+    since: Version = Field(alias="from")
     v1: bool
     logit_bytes: Size
     outside_gib: Annotated[dict[Annotated[str, Field(pattern=r"^\d+$")], Size], Field(min_length=1)]
@@ -88,7 +93,7 @@ class Dated(Value):
     """
 
     flag: Annotated[str, Field(pattern=r"^--[a-z-]+( \S+)?$")]
-    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
+    since: Version = Field(alias="from")
 
 
 class Published(Value):
@@ -96,44 +101,71 @@ class Published(Value):
 
     Args:
         since: the first version.
-        oldest: the oldest compute capability.
+        archs: compute capabilities with code of their own, the oldest first.
+        ptx: the one whose PTX later ones compile; empty for none.
     """
 
-    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
-    oldest: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+    since: Version = Field(alias="from")
+    archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    ptx: Arch | Literal[""] = ""
+
+    def runs(self, arch: str) -> bool:
+        """Whether a GPU of a compute capability runs them."""
+        major, number = _arch(arch)[0], _arch(arch)
+        own = any(_arch(one)[0] == major and _arch(one) <= number for one in self.archs)
+        return own or bool(self.ptx and _arch(self.ptx) <= number)
+
+
+class Blocks(Value):
+    """The sizes of blocks of the KV cache that versions from one on accept; none for any."""
+
+    since: Version = Field(alias="from")
+    sizes: tuple[Count, ...] = ()
 
 
 class Weights(Value):
-    """A kind of quantized weights that not every version, GPU and dtype reads.
+    """A kind of quantized weights.
 
     Args:
         method: `quant_method` of config.json.
-        absent: the last version that is known not to read it.
-        since: the first version that is known to.
-        oldest: the oldest compute capability.
-        dtypes: dtypes of the activations.
+        since: the first version that reads it; empty for all.
+        last: the last one; empty where the newest does.
+        oldest: the oldest compute capability, by the version from which on it holds.
+        dtypes: dtypes of the activations; none for any.
     """
 
     method: str
-    absent: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-    since: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-    oldest: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
-    dtypes: Annotated[tuple[str, ...], Field(min_length=1)]
+    since: Version | Literal[""] = ""
+    last: Version | Literal[""] = ""
+    oldest: dict[Version, Arch] = {}
+    dtypes: tuple[str, ...] = ()
+
+    def oldest_in(self, version: str) -> str:
+        """The oldest compute capability of a version; empty where it is not known."""
+        found = [arch for since, arch in self.oldest.items() if releases.reached(version, since)]
+        return next(iter([*found[-1:], *self.oldest.values()]), "")
+
+    def reads(self, version: str) -> bool:
+        """Whether a version reads them."""
+        early = bool(self.since) and not releases.reached(version, self.since)
+        # Fixes of the last release read them too.
+        late = bool(self.last) and releases.order(version)[:2] > releases.order(self.last)[:2]
+        return not early and not late
 
 
 class Known(Value):
     """build/gpus/engines.toml, the oldest first."""
 
     schema_: Literal["dca.engine-memory/1"] = Field(alias="schema")
-    stated_lengths: Annotated[str, Field(alias="stated_lengths_from", pattern=r"^\d+(\.\d+)+$")]
+    stated_lengths: Version = Field(alias="stated_lengths_from")
     """The first version that takes max_position_embeddings beside YaRN as it is."""
-    windows_apart: Annotated[str, Field(alias="windows_apart_from", pattern=r"^\d+(\.\d+)+$")]
+    windows_apart: Version = Field(alias="windows_apart_from")
     """The first version in which layers with a window do not keep every token."""
-    chunks_apart: Annotated[str, Field(alias="chunks_apart_from", pattern=r"^\d+(\.\d+)+$")]
+    chunks_apart: Version = Field(alias="chunks_apart_from")
     """The first version in which layers with chunks do not keep every token."""
-    quantized_while_loading: Annotated[str, Field(alias="quantized_while_loading_from", pattern=r"^\d+(\.\d+)+$")]
+    quantized_while_loading: Version = Field(alias="quantized_while_loading_from")
     """The first version that quantizes weights while it loads them, and divides blocks of experts' FP8 weights."""
-    own_cache_dtype: Annotated[str, Field(alias="own_cache_dtype_from", pattern=r"^\d+(\.\d+)+$")]
+    own_cache_dtype: Version = Field(alias="own_cache_dtype_from")
     """The first version that takes the dtype of the KV cache from the checkpoint."""
     smallest_divided_block: Count
     """Numbers along a side of the smallest block of FP8 weights that a larger one is divided into."""
@@ -141,13 +173,24 @@ class Known(Value):
     flags: tuple[Dated, ...] = ()
     no_float16: tuple[str, ...] = ()
     """Types of models that no version serves in float16."""
-    wheels: tuple[Published, ...] = ()
+    original_lengths: Version = Field(alias="original_lengths_from")
+    """The first version that serves models with longrope with their original length unless it is told otherwise."""
+    wheels: Annotated[tuple[Published, ...], Field(min_length=1)]
+    block_sizes: Annotated[tuple[Blocks, ...], Field(min_length=1)]
     weights: tuple[Weights, ...] = ()
 
-    def oldest(self, version: str) -> str:
-        """The oldest compute capability with code in vLLM's own wheel of a version; empty where it is not known."""
-        found = [one.oldest for one in self.wheels if order(one.since) <= order(version)]
-        return found[-1] if found else ""
+    def published(self, version: str) -> Published:
+        """The GPUs that vLLM's own wheel of a version has code for; those of the first known for an older one."""
+        return next((one for one in reversed(self.wheels) if releases.reached(version, one.since)), self.wheels[0])
+
+    def sizes(self, version: str) -> tuple[int, ...]:
+        """The sizes of blocks that a version accepts; none for any."""
+        found = (one.sizes for one in reversed(self.block_sizes) if releases.reached(version, one.since))
+        return next(found, self.block_sizes[0].sizes)
+
+    def stored(self, method: str) -> Weights | None:
+        """A kind of quantized weights; None for one that is not listed."""
+        return next((one for one in self.weights if one.method == method), None)
 
 
 @cache
@@ -160,21 +203,11 @@ def load(path: Path | None = None) -> Known:
     return datafile.load(Known, path or data.engine_memory_file())
 
 
-def order(version: str) -> tuple[int, ...]:
-    """A version's release numbers, to compare: (0, 31, 0, 1) for 0.31.0.1, (0, 30) for 0.30.0; () without any."""
-    stated = (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]
-    numbers = [int(number) for number in re.findall(r"\d+", stated)]
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)
-
-
-def reached(version: str, since: str) -> bool:
-    """Whether a version is this one, or later."""
-    return order(version) >= order(since)
-
-
 def of(version: str) -> Era:
     """The era of a version; the first for one that is older."""
     eras = load().engines
-    return next((era for era in reversed(eras) if order(version) >= order(era.since)), eras[0])
+    return next((era for era in reversed(eras) if releases.order(version) >= releases.order(era.since)), eras[0])
+
+
+def _arch(name: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", name))

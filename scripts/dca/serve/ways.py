@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dca.doctor.values import order
 from dca.foundation.documents import Value
 from dca.serve import server_rules
 from dca.serve.choose import HIGH_UTILIZATION, choose, documented
@@ -100,7 +99,7 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
     if larger is not None:
         more = gpus.model_copy(update={"count": larger * asked.pp, "machines": 1})
         yield _chosen(shape, more, asked, length, larger, f"{larger} of these GPUs, --tensor-parallel-size {larger}")
-    if not shape.quantized.method and all(order(arch) >= order(server_rules.OLDEST["fp8"]) for arch in gpus.archs):
+    if not shape.quantized.method and server_rules.reads_fp8(gpus, asked):
         yield _chosen(quantized("fp8", shape), gpus, asked, length, tp, "--quantization fp8")
 
 
