@@ -90,7 +90,7 @@ def test_what_no_node_has_room_for_and_a_head_that_does_not_answer_are_one_messa
     assert "Traceback" not in err
 
 
-@pytest.mark.whole
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.proof
 def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_alone(

@@ -22,7 +22,7 @@ from tests.support.drivers import TWO, Driver, Site, check_eight, drivers, kill_
 from tests.support.slurm import WATCHED, Cluster, cluster, lines, workers
 from tests.support.toy import Toy
 
-pytestmark = [pytest.mark.whole, pytest.mark.network]
+pytestmark = pytest.mark.network
 
 
 def site(slurm: Cluster) -> Site:
@@ -41,6 +41,7 @@ def fresh(toy: Toy, slurm: Cluster, cache: store.Store, tmp_path: Path) -> Calla
     return drivers(toy, cache, site(slurm), tmp_path)
 
 
+@pytest.mark.whole
 def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     assert driver.wheels == alone
 
 
+@pytest.mark.whole
 def test_eight_cells_are_built_once_per_plan(
     slurm: Cluster, eight: str, eight_alone: dict[str, str], cache: store.Store, tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_eight_cells_are_built_once_per_plan(
     assert len({cell.job for cell in done.cells if cell.job}) == 4
 
 
+@pytest.mark.whole
 def test_wheels_are_proven_on_each_kind_of_node(slurm: Cluster, tmp_path: Path) -> None:
     before = len(slurm.jobs())
     words = (site(slurm), tmp_path / "out", tmp_path / "cache", f"recipe = {json.dumps(PLUGINS)}")
@@ -92,6 +95,7 @@ def test_wheels_are_proven_on_each_kind_of_node(slurm: Cluster, tmp_path: Path) 
     assert len(slurm.jobs()) == before + 6
 
 
+@pytest.mark.whole
 @pytest.mark.wheel
 def test_the_level_on_a_node_is_what_a_stand_in_driver_of_it_allows(
     slurm: Cluster, made: Made, cache: store.Store, tmp_path: Path
@@ -118,6 +122,7 @@ def test_the_level_on_a_node_is_what_a_stand_in_driver_of_it_allows(
     assert none.proven.level == "cpu"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -146,6 +151,7 @@ def test_what_a_cluster_rejects_is_one_message(
     )
 
 
+@pytest.mark.whole
 def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     toy: Toy, slurm: Cluster, alone: dict[str, str], fresh: Callable[[], Driver]
 ) -> None:
@@ -162,6 +168,7 @@ def test_a_disk_that_fills_on_one_node_fails_the_cells_there_alone(
     assert driver.wheels == alone
 
 
+@pytest.mark.whole
 def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     toy: Toy, slurm: Cluster, tmp_path: Path
 ) -> None:
@@ -192,6 +199,7 @@ def test_a_cell_that_dies_each_time_is_given_up_and_a_cancelled_one_at_once(
     assert (code, states(done)) == (0, ["built"]), err
 
 
+@pytest.mark.whole
 def test_a_cell_whose_time_runs_out_says_how_to_give_it_more_and_the_others_go_on(
     slurm: Cluster, alone: dict[str, str], fresh: Callable[[], Driver]
 ) -> None:
@@ -218,6 +226,7 @@ def test_a_cell_whose_time_runs_out_says_how_to_give_it_more_and_the_others_go_o
     assert driver.wheels == alone
 
 
+@pytest.mark.whole
 def test_a_cell_that_takes_too_much_memory_is_given_up_at_once_and_the_others_go_on(
     alone: dict[str, str], fresh: Callable[[], Driver], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -236,6 +245,7 @@ def test_a_cell_that_takes_too_much_memory_is_given_up_at_once_and_the_others_go
         assert driver.wheels.items() < alone.items()
 
 
+@pytest.mark.whole
 def test_a_driver_that_is_stopped_says_how_to_end_its_jobs(toy: Toy, slurm: Cluster, tmp_path: Path) -> None:
     driver = Driver(toy, site(slurm), tmp_path / "out")
     process = driver.start(toy.write('arch = ["9.0"]'))
@@ -248,6 +258,7 @@ def test_a_driver_that_is_stopped_says_how_to_end_its_jobs(toy: Toy, slurm: Clus
     assert wait_for(slurm.idle, 30.0), slurm.run("squeue")
 
 
+@pytest.mark.long
 @pytest.mark.proof
 def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_alone(
     fresh: Callable[[], Driver],
@@ -260,6 +271,7 @@ def test_workers_and_drivers_killed_at_random_leave_every_wheel_once_as_built_al
     assert slurm.idle() or wait_for(slurm.idle, 30.0), slurm.run("squeue")
 
 
+@pytest.mark.whole
 def test_a_node_that_fails_hands_its_cell_to_the_other_one(
     toy: Toy, alone: dict[str, str], cache: store.Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
