@@ -204,6 +204,8 @@ LLAMA3 = {
         {"rope_theta": 5e5, "rope_scaling": LLAMA3},
         {"rope_scaling": {"type": "linear", "factor": 8.0}, "hidden_size": 5376, "num_attention_heads": 10},
         {"rope_theta": [1e6, 1e4, 1e4, 1e6], "num_key_value_heads": [2, 2, 4, 4]},
+        # For each of its parts.
+        {"num_hidden_layers": {"vision": 5, "language": 9}},
         {"rope_scaling": None},
         {"num_attention_heads": None, "num_key_value_heads": None},
         {"hidden_size": 500, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_key_value_heads": 3},

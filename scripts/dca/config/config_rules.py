@@ -332,8 +332,10 @@ def spelling(subject: Subject) -> Iterator[Finding]:
             yield _misspelt(subject, yarn[ORIGINAL], "a positive integer", *path, ORIGINAL)
     for name in (LENGTH, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
         value = subject.text.get(name)
-        # Some models state a number for each layer.
-        each = value if isinstance(value, list) and value and name != LENGTH else [value]
+        each = [value]
+        if value and name != LENGTH:
+            # Some models state a number for each layer, or for each of their parts.
+            each = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else each
         # Some classes of latent attention, whose heads have sizes of their own, save 0.
         if name == "head_dim" and value == 0 and subject.latent:
             continue
