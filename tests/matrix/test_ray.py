@@ -13,15 +13,27 @@ import pytest
 from dca.foundation import documents, store
 from dca.smoke import Smoke
 from tests.matrix.test_running import PLUGINS, Matrix
-from tests.support.drivers import TWO, Driver, Site, drivers, kill_at_random, run_own, states
+from tests.support import link_cache
+from tests.support.drivers import TWO, Driver, Site, check_eight, drivers, kill_at_random, run_own, states
 from tests.support.ray_cluster import RayCluster, ray_cluster, ray_python
 from tests.support.toy import Toy
 
 
 @pytest.fixture(scope="module")
-def ray(cache: store.Store, toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    python = ray_python(tmp_path_factory.mktemp("venv") / "ray", cache)
+def python(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ray_python(tmp_path_factory.mktemp("venv") / "ray", cache)
+
+
+@pytest.fixture(scope="module")
+def ray(python: Path, toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with ray_cluster(tmp_path_factory.mktemp("ray"), python, toy.env) as one:
+        yield one
+
+
+@pytest.fixture
+def large(python: Path, toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster whose nodes have room for a real wheel's job."""
+    with ray_cluster(tmp_path_factory.mktemp("ray"), python, toy.env, gib=20) as one:
         yield one
 
 
@@ -52,6 +64,19 @@ def test_each_wheel_is_a_job_and_has_the_bytes_of_one_built_alone(
     # What is there needs no job.
     code, again, err = driver.run(toy.write(TWO))
     assert (code, states(again), {cell.job for cell in again.cells}) == (0, ["unchanged", "unchanged"], {""}), err
+
+
+@pytest.mark.whole
+@pytest.mark.network
+def test_eight_cells_are_built_once_per_plan(
+    large: RayCluster, eight: str, eight_alone: dict[str, str], cache: store.Store, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    place, out = link_cache(tmp_path / "cache", cache), tmp_path / "out"
+    code, done, err = run_own(site(large), out, place, eight)
+    assert code == 0, err
+    assert check_eight(done, out) == eight_alone
+    assert len({cell.job for cell in done.cells if cell.job}) == 4
 
 
 @pytest.mark.whole

@@ -19,8 +19,10 @@ from tests.support import wait_for
 from tests.support.slurm import free_ports
 
 RAY = "ray[default]==2.60.0"
-# Each node takes one job of the toy's at a time; there need not be so many cores.
-SIZE = "--num-cpus=4 --memory=6442450944 --object-store-memory=80000000 --disable-usage-stats"
+GIB = 6
+"""Memory that a node says it has: room for one job of the toy's."""
+# There need not be so many cores.
+SIZE = "--num-cpus=4 --memory=$6 --object-store-memory=80000000 --disable-usage-stats"
 
 
 def gpu(kind: str) -> str:
@@ -28,7 +30,8 @@ def gpu(kind: str) -> str:
     return f"""--num-gpus=1 --resources='{{"accelerator_type:{kind}": 1}}'"""
 
 
-# $1 is Ray's program, $2 its folder, $3 to $5 are the ports of the head, its job server, and the second node's agent.
+# $1 is Ray's program, $2 its folder, $3 to $5 are the ports of the head, its job server, and the second node's agent;
+# $6 is the memory of a node in bytes.
 # A node gives up when a busy machine takes more than 30 s to start it.
 START = f"""
 tried() {{ for _ in 1 2 3 4; do "$@" && return; done; return 1; }}
@@ -86,20 +89,21 @@ def ray_python(folder: Path, cache: store.Store) -> Path:
 
 
 @contextlib.contextmanager
-def ray_cluster(folder: Path, python: Path, env: Mapping[str, str]) -> Iterator[RayCluster]:
+def ray_cluster(folder: Path, python: Path, env: Mapping[str, str], gib: int = GIB) -> Iterator[RayCluster]:
     """A cluster for the time of the block; skips the test where it cannot be had.
 
     Args:
         folder: an empty one, with a short path: sockets are in it.
         python: of an environment with Ray.
         env: variables of the nodes.
+        gib: memory that each node says it has.
     """
     if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
         pytest.skip("Ray: needs root and util-linux")
     ports = list(map(str, free_ports(3, above=20_000)))
     one = RayCluster(python, f"http://127.0.0.1:{ports[1]}", folder)
     namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    words = ["sh", "-ec", START, "start", str(python.with_name("ray")), str(folder), *ports]
+    words = ["sh", "-ec", START, "start", str(python.with_name("ray")), str(folder), *ports, str(gib << 30)]
     nodes = {name: value for name, value in one.within(env).items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *namespaces, *words],
