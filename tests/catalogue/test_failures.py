@@ -378,6 +378,8 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     junk = chance.randbytes(3 << 20)
     assert explain(junk).size == len(junk)
     assert "cuda-home-unset" in ids(explain(junk + b"\n" + NEEDLE + b"\n" + junk))
+    # A line end among the first bytes does not make it text.
+    assert explain(b"x\n" + junk).outcome == "unreadable"
     assert explain(junk + b"\nE: \xff\xfe\n" + junk).outcome == "unreadable"
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 

@@ -75,10 +75,10 @@ class _Counted:
         return self.first
 
     def read(self, size: int = -1) -> bytes:
-        if self.first:
-            read, self.first = (self.first, b"") if size < 0 else (self.first[:size], self.first[size:])
-        else:
-            read = self.stream.read(size)
+        read, self.first = (self.first, b"") if size < 0 else (self.first[:size], self.first[size:])
+        # The first bytes alone, which may have a line end, do not show what a log is.
+        if size < 0 or len(read) < size:
+            read += self.stream.read(size if size < 0 else size - len(read))
         self.form.size += len(read)
         return read
 

@@ -181,11 +181,12 @@ class Judge:
     def _caught(self, event: Event) -> bool:
         """Whether a program printed an error and went on, if nothing fails after it."""
         grade = event.grade if event.role == "error" else grade_of(event.line)
-        if grade == "hard" or event.role in ("death", "code"):
+        # In what is no text, lines follow by chance.
+        if grade == "hard" or event.role in ("death", "code") or not self.readable:
             return False
         if event.onward:
             return True
-        if event.traced or event.line.level > PLAIN or not self.readable:
+        if event.traced or event.line.level > PLAIN:
             return False
         return self.scan.lines - event.line.number >= QUIET
 
