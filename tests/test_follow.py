@@ -48,7 +48,7 @@ def moved(server: tuple[str, str], all_recipes: tuple[Loaded, ...], monkeypatch:
         update={"recipe": loaded.recipe.model_copy(update={"source": source, "companions": {}})}
     )
     monkeypatch.setattr(recipes, "load_all", lambda: (stand_in,))
-    monkeypatch.setattr(toolkits, "load_sources", lambda: ())
+    monkeypatch.setattr(toolkits, "load_sources", lambda _="": ())
     monkeypatch.setattr(index, "probe", lambda: "")
     monkeypatch.setattr(apt, "probe", lambda _: "")
     return pinned

@@ -286,6 +286,28 @@ def test_a_node_that_plans_otherwise_fails_the_cell(
     assert done.cells[0].version == known.version
 
 
+def test_a_node_that_does_not_reach_what_this_machine_does_is_asked_again_a_few_times(
+    matrix: Matrix, planned: Outcome, use: Callable[[StandIn], None]
+) -> None:
+    first, second = (cell.id for cell in planned.cells)
+
+    def answer(job: Job, number: int) -> Seen:
+        if job.id == second and number == 2:
+            return Seen("ended", node="n8", report=node_report(planned, job))
+        missing = json.loads(node_report(planned, job, "elsewhere"))
+        missing["cells"][0]["trouble"] = {"code": "DCA-302", "what": "no plan.", "why": "the index: timed out."}
+        return Seen("ended", node="n7", report=json.dumps(missing))
+
+    one = StandIn(answer)
+    use(one)
+    code, done = matrix.report("--executor", "slurm")
+    assert (code, states(done)) == (3, ["failed", "built"])
+    assert one.submitted == {first: engine.TRIES, second: 2}
+    assert [(cell.trouble.code, cell.trouble.why) for cell in done.failed if cell.trouble] == [
+        ("DCA-302", "the index: timed out.")
+    ]
+
+
 # --- options -----------------------------------------------------------------------------------------------------
 
 

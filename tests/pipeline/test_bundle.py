@@ -739,7 +739,7 @@ def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
     assert built.toolkit.path == "/opt/own"
     assert packed.toolkit is not None
     assert packed.toolkit.path == ""
-    monkeypatch.setattr(toolkits, "load_sources", lambda: ())
+    monkeypatch.setattr(toolkits, "load_sources", lambda _="": ())
     only = gather.plan_to_pack(request, store.Store(tmp_path / "cache")).plan
     assert only.toolkit == built.toolkit
     assert any("--toolkit DIR" in note for note in bundle._notes(only))

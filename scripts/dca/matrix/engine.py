@@ -217,6 +217,10 @@ class Follower(ABC, Generic[S]):
     def take(self, subject: S, identity: str, seen: Seen) -> bool:
         """Take the report of an ended job; whether it was one."""
 
+    def passing(self, subject: S, seen: Seen) -> str:  # noqa: ARG002 - for subclasses
+        """Why another try may succeed though an ended job left a report; empty if it would end the same way."""
+        return ""
+
     @abstractmethod
     def fail(self, subject: S, trouble: Trouble, node: str = "") -> None:
         """There will be no report."""
@@ -279,6 +283,11 @@ class Follower(ABC, Generic[S]):
                     self.reporter.note(f"{job.id}: job {identity} waits: {seen.why}.")
             return
         del self.waiting[identity]
+        if seen.report and self.tries[job.id] < TRIES and (why := self.passing(subject, seen)):
+            self.engine.forget(identity)
+            self.reporter.note(f"{job.id}: job {identity} failed{_on(seen)}; trying again. {why}")
+            self.submit(subject, job)
+            return
         taken = seen.report and self.take(subject, identity, seen)
         # Before the next one is submitted, whose files may lie in the same place.
         self.engine.forget(identity)
@@ -287,7 +296,7 @@ class Follower(ABC, Generic[S]):
 
     def _died(self, subject: S, job: Job, identity: str, seen: Seen) -> None:
         """Try again what died without a report, unless that is hopeless."""
-        where = f" on {seen.node}" if seen.node else ""
+        where = _on(seen)
         self.tries[job.id] -= seen.waited
         if not seen.hopeless and self.tries[job.id] < TRIES:
             self.reporter.note(f"{job.id}: job {identity} died{where}; trying again. {seen.why}")
@@ -320,6 +329,16 @@ class _Driver(Follower[Wheel]):
         """A job waits or builds."""
         state = "building" if seen.state == "running" else "queued"
         self.progress.cell(job.id, state=state, job=identity, node=seen.node)
+
+    def passing(self, subject: Wheel, seen: Seen) -> str:
+        """What the node could not reach, though this machine could: a busy network may answer the next time."""
+        try:
+            done = Outcome.model_validate_json(seen.report)
+        except ValidationError:
+            return ""
+        asked = {member.cell.id for member in subject.members}
+        missed = [cell.trouble for cell in done.cells if cell.id in asked and cell.state == "elsewhere"]
+        return next((f"{one.what} {' '.join(one.why.split())}" for one in missed if one), "")
 
     def take(self, subject: Wheel, identity: str, seen: Seen) -> bool:
         """Take the report of an ended job; whether it was one."""
@@ -358,6 +377,11 @@ class _Driver(Follower[Wheel]):
         """A wheel was not built."""
         for member in subject.members:
             self.progress.cell(member.cell.id, state="failed", trouble=trouble, node=node)
+
+
+def _on(seen: Seen) -> str:
+    """Where a job ran, for messages."""
+    return f" on {seen.node}" if seen.node else ""
 
 
 def _failed(cell: CellResult, trouble: Trouble) -> CellResult:
