@@ -88,10 +88,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["0.32.0", "0.33.0"])
-def engine(request: pytest.FixtureRequest, made: Made, installed: Path) -> Engine:
+def engine(request: pytest.FixtureRequest, cpu_engine: Made, installed: Path) -> Engine:
     """vLLM's engine of each release that the plugin is proven with."""
     newer = (request.getfixturevalue("newer"),) if request.param == "0.33.0" else ()
-    return Engine(made, (*newer, installed))
+    return Engine(cpu_engine, (*newer, installed))
 
 
 def test_every_run_is_made() -> None:

@@ -34,7 +34,7 @@ MEMBERS = {
 @pytest.mark.whole
 @pytest.mark.network
 def test_they_compute_what_the_oracle_says(
-    dca: RunDca, made: Made, newer: Path, cache: store.Store, tmp_path: Path
+    dca: RunDca, cpu_engine: Made, newer: Path, cache: store.Store, tmp_path: Path
 ) -> None:
     members = index.members(WHEEL, MEMBERS, cache, Silent())
     package = tmp_path / "vllm"
@@ -52,10 +52,10 @@ def test_they_compute_what_the_oracle_says(
         "--findings",
         findings,
         "--",
-        made.python,
+        cpu_engine.python,
         CASES / "official_kernels.py",
         timeout=7200.0,
-        env={"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", **made.variables},
+        env={"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", **cpu_engine.variables},
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,7 +76,7 @@ extern "C" void cublasHgemm() { std::abort(); }
 @pytest.mark.whole
 @pytest.mark.network
 def test_the_whole_wheel_takes_the_plugin_and_a_layer_is_right_with_a_stand_in_of_the_writer_of_the_cache(
-    dca: RunDca, made: Made, cache: store.Store, tmp_path: Path
+    dca: RunDca, cpu_engine: Made, cache: store.Store, tmp_path: Path
 ) -> None:
     """With the torch of the engine for CPUs: the wheel's modules are of the stable ABI."""
     site = tmp_path / "site"
@@ -89,7 +89,7 @@ def test_the_whole_wheel_takes_the_plugin_and_a_layer_is_right_with_a_stand_in_o
     subprocess.run(words, check=True, capture_output=True)
     paths = (site, tmp_path / "plugin", ROOT / "build/plugin", CASES, ROOT / "scripts")
     env = {"PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", "LD_PRELOAD": str(lacking)}
-    program = (made.python, CASES / "official_wheel.py", tmp_path / "model")
+    program = (cpu_engine.python, CASES / "official_wheel.py", tmp_path / "model")
     done = dca("emulate", "--", *program, timeout=7200.0, env=env)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
