@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dca.catalogue import machine
+from dca.cli import matrix as command
 from dca.foundation import store
+from dca.matrix import engine
+from dca.matrix.engine import Engine
 from tests.support import link_cache
 from tests.support.drivers import EIGHT, STARTED, TWO, Site, check_eight, run_own
 from tests.support.toy import Toy, versions_path
@@ -29,6 +32,17 @@ def _end_drivers() -> Iterator[None]:
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], None]:
+    """Let `--executor slurm` use a stand-in."""
+
+    def put(one: Engine) -> None:
+        monkeypatch.setattr(command, "Slurm", lambda *_: one)
+        monkeypatch.setattr(engine, "LOOK_SECONDS", (0.0, 0.0))
+
+    return put
 
 
 @pytest.fixture(scope="module")

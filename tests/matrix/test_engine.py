@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from dca import cli
-from dca.cli import matrix as command
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
 from dca.matrix import engine, slurm
@@ -36,6 +35,7 @@ class StandIn:
     """
 
     name = "Slurm"
+    without_gpus = "it has none."
 
     def __init__(
         self, answer: Callable[[Job, int], Seen], left: Mapping[str, str] | None = None, kinds: Sequence[Kind] = ()
@@ -83,17 +83,6 @@ def matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Matrix:
 @pytest.fixture
 def planned(matrix: Matrix) -> Outcome:
     return matrix.report("--dry-run")[1]
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandIn], None]:
-    """Let `--executor slurm` use a stand-in."""
-
-    def put(one: StandIn) -> None:
-        monkeypatch.setattr(command, "Slurm", lambda *_: one)
-        monkeypatch.setattr(engine, "LOOK_SECONDS", (0.0, 0.0))
-
-    return put
 
 
 def node_report(planned: Outcome, job: Job, state: str = "built", **more: object) -> str:

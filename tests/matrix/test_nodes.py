@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from dca import cli
-from dca.cli import matrix as command
 from dca.foundation import documents
 from dca.matrix import engine, slurm
 from dca.matrix.engine import Kind, Seen
@@ -43,17 +42,6 @@ def matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Matrix:
     # So that only smoke tests are jobs.
     assert one.report()[0] == 0
     return one
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandIn], None]:
-    """Let `--executor slurm` use a stand-in."""
-
-    def put(one: StandIn) -> None:
-        monkeypatch.setattr(command, "Slurm", lambda *_: one)
-        monkeypatch.setattr(engine, "LOOK_SECONDS", (0.0, 0.0))
-
-    return put
 
 
 def really(matrix: Matrix) -> Answer:

@@ -83,6 +83,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """Its name, for messages."""
 
+    @property
+    def without_gpus(self) -> str:
+        """What its nodes lack when it has no kinds of GPU nodes, for messages."""
+
     def left(self) -> Mapping[str, str]:
         """Jobs of an earlier driver whose result nobody has taken: the newest job's id by the id of its cell."""
 

@@ -59,10 +59,8 @@ def find_kinds(engine: Engine) -> tuple[Kind, ...]:
     raise DcaError(
         "DCA-171",
         f"{engine.name} has no node with a GPU that jobs can ask for.",
-        why="no node of the partition has a generic resource `gpu`."
-        if engine.name == "Slurm"
-        else "no node of the cluster has the resource GPU.",
-        remedy="choose a partition with `--smoke-slurm partition=NAME`, or omit `--smoke nodes`.",
+        why=engine.without_gpus,
+        remedy="let the cluster have one that is declared so, or omit `--smoke nodes`.",
     )
 
 

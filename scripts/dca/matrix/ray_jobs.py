@@ -42,6 +42,7 @@ class Ray:
     """
 
     name = "Ray"
+    without_gpus = "no node of the cluster has the resource GPU."
 
     def __init__(self, folder: Path, words: Sequence[str] = ()) -> None:
         try:

@@ -104,6 +104,9 @@ class Slurm:
     """
 
     name = "Slurm"
+    without_gpus = (
+        "no node of the partition has a generic resource `gpu`; `--smoke-slurm partition=NAME` names another one."
+    )
 
     def __init__(self, folder: Path, given: Mapping[str, str | bool], words: Sequence[str] = ()) -> None:
         if missing := [program for program in PROGRAMS if shutil.which(program) is None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -88,15 +88,7 @@ def _tried(changes: tuple[_Change, ...], request: Request, world: World, attempt
         asked |= change.request
         seen |= change.machine
         reach = change.reach or reach
-    changed = World(
-        recipes=world.recipes,
-        toolkits=world.toolkits,
-        cuda=world.cuda,
-        machine=world.machine.model_copy(update=seen),
-        reach=reach,
-        caches=world.caches,
-        torch=world.torch,
-    )
+    changed = replace(world, machine=world.machine.model_copy(update=seen), reach=reach)
     outcome = attempt(request.model_copy(update=asked), changed)
     return outcome if isinstance(outcome, Plan) else None
 
