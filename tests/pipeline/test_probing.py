@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from dca.catalogue import toolkits
 from dca.catalogue.plan import Reachability
 from dca.pipeline import probing
+from dca.sources import index
 from tests.support import RunDca
 from tests.support.machines import Machine
 from tests.support.web import Place
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 BETTER = next(kit for kit in toolkits.load_sources() if kit.name == "nvidia-12.8")
 assert BETTER.redist
+INDEX = f"/simple/{index.PROBED}/"
 MANIFEST = f"/redist/{BETTER.redist.manifest}"
 
 
@@ -40,7 +43,7 @@ class Plans:
             "HTTPS_PROXY": f"http://127.0.0.1:{place.server.server_address[1]}",
             "NO_PROXY": "127.0.0.1",
         }
-        place.pages["/simple/"] = ("text/html", b"")
+        place.pages[INDEX] = ("text/html", b"")
 
     def serve(self) -> None:
         self.place.pages[MANIFEST] = ("application/json", b"{}")
@@ -87,8 +90,8 @@ def test_a_place_that_comes_into_reach_makes_the_plan_better_without_update(plan
     assert second["toolkit"]["name"] == BETTER.name
     assert f"redist:{BETTER.name}" not in out_of_reach(second)
     # What was in reach is believed.
-    assert "/simple/" in first["asked"]
-    assert "/simple/" not in second["asked"]
+    assert INDEX in first["asked"]
+    assert INDEX not in second["asked"]
     assert MANIFEST not in plans.plan()["asked"]
 
 
@@ -124,6 +127,22 @@ def test_a_lock_of_an_earlier_version_is_read_and_its_failures_are_asked_again(p
     content["places"] = {name: {"ok": one["ok"], "why": one["why"]} for name, one in content["places"].items()}
     plans.lock.write_text(json.dumps(content))
     assert MANIFEST in plans.plan()["asked"]
+
+
+def test_a_place_that_does_not_answer_in_time_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "SLOW_SECONDS", 0.1)
+    answers = {"busy": ["late", ""], "dead": ["late", "late"], "closed": ["refused"]}
+    asked: list[str] = []
+
+    def probe(name: str) -> str:
+        asked.append(name)
+        why = answers[name].pop(0)
+        time.sleep(0.2 if why == "late" else 0)
+        return why
+
+    reached = probing._ask({name: partial(probe, name) for name in answers})
+    assert {name: place.why for name, place in reached.items()} == {"busy": "", "dead": "late", "closed": "refused"}
+    assert {name: asked.count(name) for name in answers} == {"busy": 2, "dead": 2, "closed": 1}
 
 
 @pytest.mark.parametrize(

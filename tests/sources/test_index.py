@@ -28,6 +28,7 @@ from dca.foundation.events import Silent
 from dca.sources import index
 from tests.support.web import Place, sha
 
+PROBED = f"/simple/{index.PROBED}/"
 CONTENT = os.urandom(700_000)
 
 
@@ -74,12 +75,12 @@ def test_the_index_is_the_one_that_the_environment_names(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("status", [200, 404, 403])
 def test_an_index_that_answers_can_be_reached(place: Place, status: int) -> None:
-    place.odd["/simple/"] = lambda to: to.send_error(status) if status != 200 else place.send(to, "text/html", b"")
+    place.odd[PROBED] = lambda to: to.send_error(status) if status != 200 else place.send(to, "text/html", b"")
     assert index.probe() == ""
 
 
 def test_an_index_that_is_ill_cannot_be_reached(place: Place) -> None:
-    place.odd["/simple/"] = lambda to: to.send_error(503)
+    place.odd[PROBED] = lambda to: to.send_error(503)
     assert "503" in index.probe()
 
 

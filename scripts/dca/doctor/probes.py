@@ -53,7 +53,7 @@ class Probes:
 
 def places(known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> dict[str, Callable[[], str]]:
     """Every place that builds of the recipes download from."""
-    asked: dict[str, Callable[[], str]] = {"index": partial(_index, known[0].recipe.package if known else "pip")}
+    asked: dict[str, Callable[[], str]] = {"index": partial(_answer, index.page(index.PROBED))}
     for url in repositories(known):
         asked[url] = partial(_repository, url)
     for source in sources:
@@ -76,11 +76,6 @@ def repositories(known: tuple[Loaded, ...]) -> tuple[str, ...]:
             for submodule in companion.submodules:
                 urls |= dict.fromkeys(submodule.urls)
     return tuple(urls)
-
-
-def _index(package: str) -> str:
-    """Whether the package index answers for a package; its list of all projects would be long."""
-    return _answer(index.endpoint().rstrip("/") + f"/{package}/")
 
 
 def _repository(url: str) -> str:

@@ -22,10 +22,12 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 # A failure is believed for this many times the whole seconds that it took: a server that refuses at once is asked for
 # every plan, one that lets people wait for five seconds every 100 seconds.
 PATIENCE = 20
+# A place that fails after more than this is asked once more: it may have been a busy moment, here or there.
+SLOW_SECONDS = 4.0
 
 
 def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> Reach:
-    """Probe all places in parallel, with a limit of five seconds each."""
+    """Probe all places in parallel, with a limit of five seconds each, and again those that did not answer in time."""
     return Reach(places=_ask(_probes(request, known, sources)))
 
 
@@ -53,6 +55,8 @@ def _ask(probes: Mapping[str, Callable[[], str]]) -> dict[str, Reachability]:
     def one(ask: Callable[[], str]) -> Reachability:
         asked, began = datetime.now(timezone.utc).strftime(TIME), time.monotonic()
         why = ask()
+        if why and time.monotonic() - began > SLOW_SECONDS:
+            why = ask()
         seconds = round(time.monotonic() - began, 1)
         return Reachability(ok=not why, why=why, asked=asked, since=asked if why else "", seconds=seconds)
 

@@ -35,6 +35,9 @@ STALL_BYTES = 1 << 14
 # No pinned file is this large; reading stops here when a server sends endlessly.
 MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
+# A project whose page shows whether an index can be reached. The list of all projects has 40 MB, which a proxy may read
+# whole before it sends the first byte.
+PROBED = "pip"
 BLOCK = 1 << 18
 # Pinned hashes are those of the uncompressed files, so servers must not compress them.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
@@ -55,6 +58,11 @@ def endpoint() -> str:
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
     return os.environ[name] if (name := named_by()) else PYPI_SIMPLE_ENDPOINT
+
+
+def page(package: str) -> str:
+    """The URL of a project's page in the simple index in use."""
+    return f"{endpoint().rstrip('/')}/{package}/"
 
 
 def session() -> requests.Session:
@@ -79,10 +87,9 @@ def probe() -> str:
     """Why the index cannot be reached; empty when it can."""
     import requests
 
-    url = endpoint()
     try:
-        with session() as http, http.get(url, timeout=PROBE_SECONDS, stream=True) as answer:
-            # Some mirrors do not serve the list of all projects; any answer shows that they can be reached.
+        with session() as http, http.get(page(PROBED), timeout=PROBE_SECONDS, stream=True) as answer:
+            # A mirror may not have this project; any answer shows that it can be reached.
             return "" if answer.status_code < 500 else f"it answers with status {answer.status_code}"
     except requests.RequestException as error:
         return _reason(error)
