@@ -140,3 +140,10 @@ def test_a_document_cannot_be_changed() -> None:
 def test_a_value_knows_every_one_of_its_keys() -> None:
     with pytest.raises(ValidationError, match="colour"):
         Part.model_validate({"name": "a", "colour": 1})
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "ü\ud800\U0001f600", r"\ud800"])
+def test_half_a_character_is_written_as_an_escape(text: str) -> None:
+    written = documents.canonical({text: [text]})
+    assert json.loads(written.decode()) == {text: [text]}
+    assert ("ü" in text) is ("ü".encode() in written)

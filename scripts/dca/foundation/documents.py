@@ -56,7 +56,8 @@ def json_schema(kind: type[Document]) -> dict[str, Any]:
 
 def canonical(data: Any) -> bytes:
     """A JSON value as bytes that depend on the value alone: sorted keys, two spaces, one newline at the end."""
-    return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    # A file may have half of a character, which only an escape can write; Python's is JSON's too.
+    return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def dumps(document: BaseModel) -> bytes:
