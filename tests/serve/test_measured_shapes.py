@@ -6,11 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from dca.serve.measured import read
+from dca.serve.choose import documented
+from dca.serve.gpus import Gpus
+from dca.serve.measured import compare, read
 from dca.serve.plan import ServePlan
+from dca.serve.server_rules import Asked
+from dca.serve.shape import shape_of
 from tests.serve.test_measured import served
 from tests.serve.test_plan_command import run
 
+# Sizes of Qwen3-Next-80B-A3B: three of four layers have a state.
+STATES_AND_EXPERTS = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "moe_intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25,
+    "shared_expert_intermediate_size": 512,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
 DOCKER = (
     r'{"log":"\u001b[36m(EngineCore_0 pid=82)\u001b[0;0m INFO 08-20 10:00:01 [core.py:69] Initializing a V1 LLM engine '
     r"(v0.10.1) with config: model='M', max_seq_len=8192, tensor_parallel_size=1, enforce_eager=False"
@@ -111,3 +140,24 @@ def test_a_size_that_the_user_gave_is_planned_and_corrects_nothing(tmp_path: Pat
     parts = {part.name: part for part in made.measured.parts}
     assert parts["KV cache"].planned == pytest.approx(20.0)
     assert parts["tokens in the KV cache"].planned == pytest.approx(145_632, rel=0.005)
+
+
+STATEFUL = """
+(APIServer pid=1) INFO 02-12 19:46:23 [api_server.py:1351] vLLM API server version 0.13.0
+(EngineCore_DP0 pid=241) INFO 02-12 19:46:37 [core.py:93] Initializing a V1 LLM engine (v0.13.0) with config: model='M', \
+max_seq_len=32768, tensor_parallel_size=2, pipeline_parallel_size=1, enforce_eager=False, kv_cache_dtype=fp8, \
+enable_prefix_caching=False
+(Worker_TP0 pid=306) INFO 02-12 19:50:09 [gpu_worker.py:375] Available KV cache memory: 17.58 GiB
+(EngineCore_DP0 pid=241) INFO 02-12 19:50:09 [kv_cache_utils.py:1291] GPU KV cache size: 767,552 tokens
+(EngineCore_DP0 pid=241) INFO 02-12 19:50:09 [kv_cache_utils.py:1296] Maximum concurrency for 32,768 tokens per \
+request: 84.29x
+"""
+
+
+def test_tokens_that_an_engine_counts_by_group_are_planned_by_group() -> None:
+    shape, gpus = shape_of(STATES_AND_EXPERTS, "m"), Gpus(count=2, memory_gib=44.42, names=("L40S",))
+    asked = Asked(version="0.13.0", v1=True, batched=8192, reused=False, kv_cache_dtype="fp8", cache_gib=17.58)
+    compared = compare(shape, gpus, documented(shape, gpus, asked, 32_768, 2), read(STATEFUL))
+    parts = {part.name: part for part in compared.parts}
+    assert parts["tokens in the KV cache"].planned == 767_552
+    assert parts["requests of the whole length"].planned == pytest.approx(84.29, abs=0.05)

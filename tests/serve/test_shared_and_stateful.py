@@ -12,6 +12,7 @@ from dca.config import layout
 from dca.serve import gpu_memory, gpus, layers
 from dca.serve.gpu_memory import Layout
 from dca.serve.shape import Shape, shape_of
+from tests.support import serving
 from tests.support.serving import SEVEN, codes, flags, planned
 
 HYBRID = (6, 11, 17, 23, 29, 35, 41, 47, 53, 59, 65, 71, 77)
@@ -140,6 +141,21 @@ def test_the_weights_are_those_that_transformers_counts(config: dict[str, Any], 
     assert gpu_memory.weight_bytes(of(config), Layout()) / 2 == pytest.approx(counted, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("more", "width"),
+    [
+        ({"model_type": "nemotron_h"}, 4),
+        ({"model_type": "nemotron_h", "mamba_ssm_cache_dtype": "bfloat16"}, 2),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [1], "num_heads": 32, "head_dim": 128}}, 4),
+        ({"model_type": "qwen3_next", "linear_num_value_heads": 32}, 2),
+        ({"model_type": "qwen3_5_text", "linear_num_value_heads": 32, "mamba_ssm_dtype": "float32"}, 4),
+    ],
+)
+def test_a_state_has_the_numbers_that_the_engine_takes_for_it(more: dict[str, Any], width: int) -> None:
+    shape = of(serving.config(layer_types=["mamba"] + ["full_attention"] * 27, mamba_n_heads=32, mamba_d_head=64, **more))
+    assert [group.state.width for group in shape.parts if group.state] == [width]
+
+
 def test_the_layers_are_found_by_their_numbers_too() -> None:
     numbered = {key: value for key, value in SHARED.items() if key not in ("layers_block_type", "attention_head_dim")}
     assert of(numbered).parts == of(SHARED).parts
@@ -148,11 +164,13 @@ def test_the_layers_are_found_by_their_numbers_too() -> None:
 @pytest.mark.parametrize(
     ("config", "state"),
     [
-        # 128 heads of 64 with 128 numbers each in 32 bits, and three steps of the convolution in 16.
-        (STATES, 64 * (128 * 64 * 128 * 4 + (8192 + 2 * 8 * 128) * 3 * 2)),
-        (CHANNELS, 64 * (8192 * 16 * 4 + 8192 * 3 * 2)),
+        # 128 heads of 64 with 128 numbers each, and three steps of the convolution, in the model's own 16 bits.
+        (STATES, 64 * (128 * 64 * 128 * 2 + (8192 + 2 * 8 * 128) * 3 * 2)),
+        (CHANNELS, 64 * (8192 * 16 * 2 + 8192 * 3 * 2)),
+        ({**STATES, "mamba_ssm_cache_dtype": "float32"}, 64 * (128 * 64 * 128 * 4 + (8192 + 2 * 8 * 128) * 3 * 2)),
+        ({**STATES, "mamba_ssm_dtype": "bfloat16"}, 64 * (128 * 64 * 128 * 2 + (8192 + 2 * 8 * 128) * 3 * 2)),
     ],
-    ids=["heads", "channels"],
+    ids=["heads", "channels", "32 bits", "16 bits"],
 )
 def test_a_model_of_states_alone_has_a_state_for_each_request(
     config: dict[str, Any], state: int, tmp_path: Path

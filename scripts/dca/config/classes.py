@@ -87,6 +87,12 @@ class Known(Value):
     """Types whose intermediate_size counts the gate and what it gates together."""
     undescribed: dict[Type, Sizes]
     """Types with a part for images that their class has, and their file does not describe."""
+    gated_parts: tuple[Type, ...]
+    """Types of parts for images and sound whose MLPs have a gate, whatever their activation is named."""
+    joining_parts: tuple[Type, ...]
+    """Types of parts for images whose MLPs are as wide as out_hidden_size; intermediate_size is that of what joins patches."""
+    float_states: tuple[Type, ...]
+    """Types whose states have 32-bit numbers where the file does not say of which type they are."""
     twice: tuple[Type, ...]
     """Types whose layers have attention and a dense MLP twice."""
     dual_chunk: tuple[Type, ...]

@@ -13,6 +13,7 @@ from dca.serve.gpus import Gpus
 from dca.serve.outcome import UTILIZATION, Outcome, Settings, ending, exact_blocks, first, outcome
 from dca.serve.server_rules import Asked
 from dca.serve.shape import Shape
+from dca.serve.versions import Era
 
 DOCUMENTED_BATCH = 131_072
 """max_num_batched_tokens of the models' cards."""
@@ -76,13 +77,21 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         whole_first=not releases.reached(asked.version, versions.load().quantized_while_loading),
         reused=v1 and asked.reused,
         # Dual chunk attention is served for one request, with a counted number of blocks.
-        logit_bytes=gpu_memory.LOGIT if dual else era.logit_bytes,
+        logit_bytes=gpu_memory.LOGIT if dual else _logit_bytes(shape, era),
         outside_gib=0.0 if dual else max(0.0, era.outside(ranks, gpus.machines) + asked.correction_gib),
         graphs_gib=era.graph_gib(sequences),
         graphs_counted=era.graphs_counted and v1,
         context_gib=cards.load().context_gib,
         absorbed=era.absorbed,
     )
+
+
+def _logit_bytes(shape: Shape, era: Era) -> float:
+    """Bytes for each logit of a model's profile run."""
+    mixed = any(group.experts or group.kind == "state" for group in shape.parts)
+    if era.dense_logit_bytes is None or mixed or shape.encoder:
+        return era.logit_bytes
+    return era.dense_logit_bytes
 
 
 def own_cache(shape: Shape, asked: Asked) -> bool:

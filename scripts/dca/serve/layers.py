@@ -489,7 +489,7 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
 def _state(config: dict[str, Any], heads: int) -> State:
     """The recurrent state of linear attention, by the keys of each family."""
     linear = config.get("linear_attn_config")
-    width = 2 if str(config.get("mamba_ssm_dtype", "float32")) in ("bfloat16", "float16") else 4
+    width = _state_width(config)
     if isinstance(linear, dict):
         own, dim = _count(linear, "num_heads") or heads, _count(linear, "head_dim") or 128
         kernel = _count(linear, "short_conv_kernel_size") or 4
@@ -524,6 +524,15 @@ def _state(config: dict[str, Any], heads: int) -> State:
         return State(key_heads=groups, value_heads=own, key_dim=size, value_dim=dim, kernel=kernel, width=width)
     dim = _count(config, "head_dim") or _count(config, "hidden_size") // heads
     return State(key_heads=heads, value_heads=heads, key_dim=dim, value_dim=dim, kernel=1, width=width)
+
+
+def _state_width(config: dict[str, Any]) -> int:
+    """Bytes of a number of the state: as the file states it, else as the engine takes it for the model's class."""
+    stated = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype")
+    if stated is None:
+        single = isinstance(config.get("linear_attn_config"), dict) or config.get("model_type") in classes.load().float_states
+        return 4 if single else 2
+    return 2 if str(stated) in ("bfloat16", "float16") else 4
 
 
 def _channels(config: dict[str, Any], inner: int, size: int, width: int) -> State:
@@ -668,6 +677,9 @@ def towers(found: Layout) -> Iterator[tuple[str, Tower]]:
     """The parts for images and sound beside the text part, each with its key; one without weights is not known."""
     beside = found.config
     for inner in found.path or ("",):
+        for key in BETWEEN:
+            if isinstance(part := beside.get(key), dict) and _sized(part):
+                yield key, _between(part)
         for key, part in beside.items():
             if key == inner or not part or not SIGHT.search(str(key)) or ASIDE.search(str(key)):
                 continue
@@ -684,6 +696,8 @@ SIGHT = re.compile(r"vision|visual|image|img|vit_|audio|speech|sound|video|^enco
 """Keys of parts for images and sound; files have many names for them."""
 ASIDE = re.compile(r"lora|token(?!izer)|vocoder|codec|talker")
 """Keys that are no such part, or of one that writes."""
+BETWEEN = ("qformer_config", "projector_config")
+"""Keys of a transformer between such a part and the text, which asks it with learned queries."""
 OF_ANOTHER = re.compile(r"_(tower|encoder|model_name|model_id|backbone)$")
 """Keys whose text is the name of another model."""
 WIDE = ("embed_dim", "hidden_size", "d_model", "vt_hidden_size", "width", "attention_dim")
@@ -722,25 +736,62 @@ def _by_name(part: dict[str, Any]) -> dict[str, Any]:
     return next((sizes.model_dump() for sizes in found), {})
 
 
+CONVOLVED = ("conv_kernel_size", "conv_depthwise_kernel_size", "ext_pw_out_channel")
+"""Keys of parts for sound whose layers have a convolution between two MLPs (conformers)."""
+POSITIONED = ("position_embeddings_type", "max_pos_emb", "rope_parameters", "bias_max_distance", "relative_attention_bias_args")
+"""Keys that say how such a layer knows positions; without one, it has a matrix for their distances."""
+
+
 def _tower(part: dict[str, Any]) -> Tower:
-    """A transformer over patches, with its projection to the text's hidden size."""
-    wide, deep = _wide(part), _first(part, *DEEP)
+    """A transformer over patches or pieces of sound, with its projection to the text's hidden size."""
+    known, kind = classes.load(), part.get("model_type")
+    wide, deep = _wide(part), _first(part, *DEEP) + _count(part, "num_global_layers")
     inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size", "linear_units")
     if not wide or not deep:
         return Tower(weights=0, width=0)
-    inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or 4))
-    gated = 3 if str(part.get("hidden_act", "")) == "silu" else 2
+    inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or _count(part, "feedforward_mult") or 4))
+    gated = 3 if str(part.get("hidden_act", "")) == "silu" or kind in known.gated_parts else 2
     patches = _first(part, "spatial_merge_size", "pooling_kernel_size") or 1
     merged = wide * (_first(part, "spatial_merge_size") or 1) ** 2
     out = _first(part, "out_hidden_size") or (_count(part, "hidden_size") if _count(part, "embed_dim") else merged)
     listed = part.get("deepstack_visual_indexes")
     mergers = 1 + (len(listed) if isinstance(listed, list) else 0)
-    weights = deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
+    joined = mergers * (merged * merged + merged * out)
+    if kind in known.joining_parts:
+        joined, inner = joined + 3 * out * inner, out
+    layer = 2 * wide * sum(_attended(part, wide)) + gated * wide * inner
+    if any(key in part for key in CONVOLVED):
+        layer = _convolved(part, wide, inner)
     return Tower(
-        weights=weights,
+        weights=deep * layer + joined,
         width=patches**2 * 2 * (wide + inner),
         any_size="spatial_merge_size" in part,
     )
+
+
+def _attended(part: dict[str, Any], wide: int) -> tuple[int, int]:
+    """Elements of the queries of a part's layer, and of its keys."""
+    heads = _first(part, "num_attention_heads", "num_heads", "encoder_attention_heads")
+    dim = _count(part, "head_dim") or (wide // heads if heads else 0)
+    queries = heads * dim or wide
+    return queries, _count(part, "num_key_value_heads") * dim or queries
+
+
+def _convolved(part: dict[str, Any], wide: int, inner: int) -> int:
+    """Weights of a conformer's layer: attention, a convolution between pointwise ones, the first of which is gated, MLPs."""
+    gated = "ext_pw_out_channel" in part
+    relative = part.get("position_embeddings_type") == "relative" or not any(key in part for key in POSITIONED)
+    square = 4 + relative + 3 * (_count(part, "conv_expansion_factor") or 1) + gated
+    return square * wide * wide + 2 * (3 if gated else 2) * wide * inner
+
+
+def _between(part: dict[str, Any]) -> Tower:
+    """A transformer whose queries ask a part for images or sound in every few of its layers."""
+    wide, deep = _wide(part), _first(part, *DEEP)
+    inner, seen = _count(part, "intermediate_size") or 4 * wide, _count(part, "encoder_hidden_size") or wide
+    crossed = deep // (_count(part, "cross_attention_frequency") or 1)
+    weights = deep * (4 * wide * wide + 2 * wide * inner) + crossed * 2 * wide * (wide + seen)
+    return Tower(weights=weights, width=2 * (wide + inner))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -301,6 +301,8 @@ def _flag(text: str, name: str) -> bool | None:
 
 
 WEIGHTS = "weights"
+COUNTED_ALIKE = 0.02
+"""Share by which tokens and requests may differ, because the latter are printed with two decimals."""
 
 
 class Part(Value):
@@ -371,13 +373,14 @@ def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comp
         left = settings.cache_gib
     tokens = outcome.cache_tokens(shape, gpus, settings)
     printed = log.tokens if log.tokens is not None else log.blocks and log.blocks * settings.block_size
+    held = outcome.tokens_by_group(shape, gpus, settings) if _by_group(shape, settings, log) else tokens
     rows = [
         (WEIGHTS, weights, log.weights_gib, "GiB"),
         ("activations of a step", step, log.peak_gib, "GiB"),
         ("memory outside of torch", settings.outside_gib, log.outside_gib, "GiB"),
         ("CUDA graphs", graphs, log.graphs_gib, "GiB"),
         ("KV cache", left, log.cache_gib, "GiB"),
-        ("tokens in the KV cache", tokens, printed, "tokens"),
+        ("tokens in the KV cache", held, printed, "tokens"),
         ("requests of the whole length", tokens / settings.length, log.concurrency, "requests"),
     ]
     parts = tuple(
@@ -394,6 +397,13 @@ def compare(shape: Shape, gpus: Gpus, settings: Settings, log: Measured) -> Comp
     found = Comparison(version=log.version, gpu=gpus.memory_gib, settings=settings, parts=parts, beside_gib=beside)
     odd = beside is not None and abs(beside) > MOST_BESIDE * gpus.memory_gib
     return found.model_copy(update={"beside_gib": None}) if odd or found.differs else found
+
+
+def _by_group(shape: Shape, settings: Settings, log: Measured) -> bool:
+    """Whether the engine counted tokens as if each group of layers kept all of them, and requests as they are."""
+    if log.tokens is None or log.concurrency is None or outcome.pages(shape, settings).alike:
+        return False
+    return abs(log.tokens / settings.length / log.concurrency - 1) > COUNTED_ALIKE
 
 
 # --- corrections -----------------------------------------------------------------------------------------------------

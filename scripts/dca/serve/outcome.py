@@ -258,6 +258,13 @@ def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     return int(blocks / divided.request(settings.length, settings.rules) * settings.length)
 
 
+def tokens_by_group(shape: Shape, gpus: Gpus, settings: Settings) -> int:
+    """What engines up to 0.20 print instead for layers in groups: as if each group kept every token."""
+    divided = pages(shape, settings)
+    blocks, number = cache_blocks(shape, gpus, settings), sum(group.count for group in divided.groups)
+    return blocks // number * min(group.tokens for group in divided.groups)
+
+
 def cache_blocks(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Blocks of the KV cache."""
     # The cache is a whole number of blocks; the quotient of two floats may miss it by a rounding error.

@@ -37,6 +37,7 @@ class Era(Value):
         since: the first version.
         v1: whether they have only the V1 engine, or use it by default.
         logit_bytes: bytes for each logit of the profile run.
+        dense_logit_bytes: the same for models that write text and have no experts and no states; None where it is.
         outside_gib: memory outside of torch of one rank, in 2^30 bytes, by the number of ranks on a machine; between
             two numbers, in proportion.
         machines_gib: more of it on several machines.
@@ -54,6 +55,7 @@ class Era(Value):
     since: Version = Field(alias="from")
     v1: bool
     logit_bytes: Size
+    dense_logit_bytes: Size | None = None
     outside_gib: Annotated[dict[Annotated[str, Field(pattern=r"^\d+$")], Size], Field(min_length=1)]
     machines_gib: Size
     graphs_gib: Size

@@ -203,9 +203,10 @@ def parameters(shape: Shape) -> int:
 
 
 def active(shape: Shape) -> Shape:
-    """The part of a model that computes one token."""
+    """The part of a model that computes one token; of a mixture, one of text."""
     groups = (group.model_copy(update={"experts": min(group.experts, group.chosen)}) for group in shape.parts)
-    return shape.model_copy(update={"groups": tuple(groups)})
+    tower = 0 if any(group.experts for group in shape.parts) else shape.tower
+    return shape.model_copy(update={"groups": tuple(groups), "tower": tower})
 
 
 def short(count: int) -> str:
