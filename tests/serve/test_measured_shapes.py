@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from dca.serve.choose import documented
-from dca.serve.gpus import Gpus
-from dca.serve.measured import compare, read
+from dca.serve.measured import read
 from dca.serve.plan import ServePlan
-from dca.serve.server_rules import Asked
-from dca.serve.shape import shape_of
 from tests.serve.test_measured import served
 from tests.serve.test_plan_command import run
 
@@ -36,6 +33,7 @@ STATES_AND_EXPERTS = {
     "num_hidden_layers": 48,
     "num_key_value_heads": 2,
     "partial_rotary_factor": 0.25,
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128},
     "shared_expert_intermediate_size": 512,
     "torch_dtype": "bfloat16",
     "vocab_size": 151936,
@@ -154,10 +152,16 @@ request: 84.29x
 """
 
 
-def test_tokens_that_an_engine_counts_by_group_are_planned_by_group() -> None:
-    shape, gpus = shape_of(STATES_AND_EXPERTS, "m"), Gpus(count=2, memory_gib=44.42, names=("L40S",))
-    asked = Asked(version="0.13.0", v1=True, batched=8192, reused=False, kv_cache_dtype="fp8", cache_gib=17.58)
-    compared = compare(shape, gpus, documented(shape, gpus, asked, 32_768, 2), read(STATEFUL))
-    parts = {part.name: part for part in compared.parts}
-    assert parts["tokens in the KV cache"].planned == 767_552
-    assert parts["requests of the whole length"].planned == pytest.approx(84.29, abs=0.05)
+def test_tokens_that_an_engine_counts_by_group_are_planned_by_group(tmp_path: Path) -> None:
+    log, model = tmp_path / "server.log", tmp_path / "model"
+    log.write_text(STATEFUL, encoding="utf-8")
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(STATES_AND_EXPERTS), encoding="utf-8")
+    words = ("plan", model, "--gpus", "2xL40S", "--measured", log, "--json", "--cache-dir", tmp_path / "cache")
+    made = ServePlan.model_validate_json(run(*words).stdout)
+    assert made.measured is not None
+    parts = {part.name: part for part in made.measured.parts}
+    assert parts["tokens in the KV cache"].printed == 767_552
+    # The log says that no prompt reuses the cache of an earlier one, so a request has one state, and 31 blocks of tokens.
+    tokens, requests = parts["tokens in the KV cache"].planned, parts["requests of the whole length"].planned
+    assert requests / tokens == pytest.approx(84.29 / 767_552, rel=0.001)

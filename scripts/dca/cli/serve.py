@@ -87,6 +87,7 @@ class Wish:
         asked |= {"pp": log.pp} if log.pp and self.asked.pp == 1 else {}
         asked |= {"dcp": log.dcp} if log.dcp and self.asked.dcp == 1 else {}
         asked |= {"eager": True} if log.eager else {}
+        asked |= {"reused_told": log.reused} if log.reused is not None else {}
         asked |= {"kv_cache_dtype": log.cache_dtype} if log.cache_dtype.startswith("fp8") else {}
         return replace(self, asked=replace(self.asked, **asked), log=log)
 

@@ -58,6 +58,7 @@ class Asked:
         dtype: vLLM's name for the dtype of the activations.
         block_size: tokens per block of the KV cache.
         prefix_caching: whether the engine reuses the keys and values of earlier prompts.
+        reused_told: whether it does, when a log says so; None for what its version does.
         graphs: whether CUDA graphs are required.
         v1: whether the V1 engine serves it, which keeps no blocks of the KV cache free.
         v1_told: whether it is the V1 engine, when a log says so; None for what the version and the variables say.
@@ -86,6 +87,7 @@ class Asked:
     dtype: str = "auto"
     block_size: int = gpu_memory.BLOCK
     prefix_caching: bool = False
+    reused_told: bool | None = None
     graphs: bool = False
     v1: bool = False
     v1_told: bool | None = None
@@ -104,7 +106,7 @@ class Asked:
     @property
     def reused(self) -> bool:
         """Whether prompts reuse the cache of earlier ones, which V1 does unless it is told otherwise."""
-        return self.v1 or self.prefix_caching
+        return self.v1 or self.prefix_caching if self.reused_told is None else self.reused_told
 
 
 @dataclass(frozen=True)
