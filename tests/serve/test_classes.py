@@ -120,6 +120,131 @@ def test_parts_for_images_have_many_names(beside: dict[str, Any], millions: int)
     assert (shape.tower - plain.tower) / 1e6 == pytest.approx(millions, rel=0.06)
 
 
+CONFORMER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+SPOKEN = {"hidden_dim": 1024, "num_layers": 10, "num_heads": 8, "dim_head": 128, "feedforward_mult": 4, "max_pos_emb": 512}
+ASKING = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "cross_attention_frequency": 2}
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "counted"),
+    [
+        # Conformers: with a matrix for distances, a table of them, neither, and rotated; wider convolutions, gated MLPs.
+        ("sound_config", {**CONFORMER, "conv_kernel_size": 9, "hidden_act": "silu"}, 607_749_120),
+        (
+            "audio_config",
+            {**CONFORMER, "conv_depthwise_kernel_size": 31, "position_embeddings_type": "relative_key"},
+            580_493_120,
+        ),
+        ("encoder_config", {**SPOKEN, "conv_kernel_size": 15, "conv_expansion_factor": 2}, 274_800_000),
+        (
+            "encoder_config",
+            {"hidden_size": 512, "num_hidden_layers": 17, "intermediate_size": 2048, "conv_kernel_size": 32}
+            | {"rope_parameters": {"rope_theta": 10000.0}},
+            105_002_752,
+        ),
+        ("audio_config", {"hidden_size": 1024, "num_hidden_layers": 12, "conv_kernel_size": 5}, 304_824_608),
+        ("audio_config", {"hidden_size": 1536, "conf_num_hidden_layers": 12, "conf_conv_kernel_size": 5}, 681_348_640),
+        (
+            "audio_config",
+            {"hidden_size": 1024, "num_blocks": 24, "intermediate_size": 1536, "ext_pw_out_channel": 1024}
+            | {"kernel_size": 3, "conv_glu_type": "swish", "bias_max_distance": 1000},
+            441_254_144,
+        ),
+        # The same in a file of its own code.
+        (
+            "audio_processor",
+            {"name": "cascades"}
+            | {
+                "config": {"attention_dim": 1024, "num_blocks": 24, "linear_units": 1536, "ext_pw_out_channel": 1024}
+                | {"relative_attention_bias_args": {"type": "t5"}}
+            },
+            441_254_144,
+        ),
+        # Between a part and the text.
+        ("qformer_config", {**ASKING, "encoder_hidden_size": 1408}, 105_100_000),
+        ("projector_config", {**ASKING, "encoder_hidden_size": 1408}, 105_100_000),
+        # Gates that the activation does not tell of, fewer heads of keys, heads of another size, more layers, joined patches.
+        (
+            "vision_config",
+            {"model_type": "pixtral", "hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096},
+            403_489_792,
+        ),
+        (
+            "vision_config",
+            {"model_type": "gemma4_vision", "hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304}
+            | {"position_embedding_size": 10240},
+            569_500_000,
+        ),
+        (
+            "vision_config",
+            {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "num_key_value_heads": 8}
+            | {"hidden_act": "silu", "spatial_merge_size": 2, "out_hidden_size": 3584},
+            2_671_868_672,
+        ),
+        (
+            "audio_config",
+            {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 32, "head_dim": 64}
+            | {"hidden_act": "silu", "intermediate_size": 5120},
+            970_395_392,
+        ),
+        (
+            "vision_config",
+            {"hidden_size": 1280, "num_hidden_layers": 32, "num_global_layers": 8, "intermediate_size": 5120},
+            836_300_000,
+        ),
+        (
+            "vision_config",
+            {"model_type": "glm4v_vision", "depth": 24, "hidden_size": 1536, "intermediate_size": 13696}
+            | {"hidden_act": "silu", "spatial_merge_size": 2, "out_hidden_size": 4096},
+            892_498_432,
+        ),
+    ],
+)
+def test_parts_are_as_large_as_transformers_counts(key: str, part: dict[str, Any], counted: int) -> None:
+    """What transformers 5.19.0 makes of each on torch's device `meta`, or of the same part in a whole model."""
+    shape = shape_of({**config(), key: part}, "seeing")
+    assert shape.unknown == ()
+    assert shape.tower == pytest.approx(counted, rel=0.06)
+
+
+MIXTURE = {"num_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("more", "mixed"),
+    [
+        ({}, 28),
+        # As transformers 5 saves it, in place of first_k_dense_replace or moe_layer_freq.
+        ({"mlp_layer_types": ["dense"] * 3 + ["sparse"] * 25}, 25),
+        ({"mlp_layer_types": ["hash_moe", "moe"] * 14}, 28),
+        ({"mlp_layer_types": ["sparse", "dense"] * 14, "first_k_dense_replace": 20}, 14),
+        # The experts of a class that has them only on request.
+        ({"is_moe": False}, 0),
+        ({"is_moe": True}, 28),
+    ],
+)
+def test_layers_with_experts_are_those_that_the_file_lists(more: dict[str, Any], mixed: int) -> None:
+    shape = shape_of({**config(), **MIXTURE, **more}, "mixture")
+    assert sum(group.count for group in shape.parts if group.experts) == mixed
+
+
+@pytest.mark.parametrize(("table", "elements"), [({"vocab_size_per_layer_input": 262144}, 256), ({}, 0)])
+def test_an_embedding_for_each_layer_has_a_vocabulary(table: dict[str, Any], elements: int) -> None:
+    assert shape_of({**config(), "hidden_size_per_layer_input": 256, **table}, "small").per_layer == elements
+
+
+def test_a_gate_is_the_class_s_own_whatever_the_activation() -> None:
+    gated = {"model_type": "bitnet", "hidden_act": "relu2", "hidden_size": 2560, "vocab_size": 128256}
+    # transformers 5.19.0 on torch's device `meta`.
+    assert gpu_memory.weight_bytes(shape_of(gated, "gated"), Layout()) / 2 == pytest.approx(2_741_200_000, rel=0.01)
+
+
+def test_what_only_joins_a_part_to_the_text_is_no_part() -> None:
+    joining = {"model_type": "mlp_projector", "n_embed": 2048, "input_dim": 1024}
+    shape = shape_of({**config(), "projector_config": joining}, "joined")
+    assert (shape.unknown, shape.tower) == ((), 0)
+
+
 @pytest.mark.parametrize(
     "beside",
     [
@@ -137,7 +262,7 @@ def test_a_part_for_images_without_sizes_is_not_known(beside: dict[str, Any]) ->
 def test_parts_that_are_not_known_are_named() -> None:
     told = {name: shape_of(TYPED[name], name).unknown for name in UNKNOWN}
     assert told == {
-        "gemma-3n-e4b": ("images or sound (audio_config)", "images or sound (vision_config)"),
+        "gemma-3n-e4b": ("images or sound (vision_config)",),
         "whisper-large-v3": ("an encoder (is_encoder_decoder)",),
         "pythia-6.9b": (),
     }

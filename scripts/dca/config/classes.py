@@ -77,6 +77,8 @@ class Known(Value):
     schema_: Literal["dca.classes/1"] = Field(alias="schema")
     ungated: tuple[Type, ...]
     """Types whose MLPs have no gate."""
+    gated: tuple[Type, ...]
+    """Types whose MLPs have one, although their activation is usual for those without."""
     unrotated: tuple[Type, ...]
     """Types that do not rotate positions."""
     expanded: tuple[Type, ...]

@@ -530,8 +530,8 @@ def _state_width(config: dict[str, Any]) -> int:
     """Bytes of a number of the state: as the file states it, else as the engine takes it for the model's class."""
     stated = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype")
     if stated is None:
-        single = isinstance(config.get("linear_attn_config"), dict) or config.get("model_type") in classes.load().float_states
-        return 4 if single else 2
+        own = config.get("model_type") in classes.load().float_states
+        return 4 if own or isinstance(config.get("linear_attn_config"), dict) else 2
     return 2 if str(stated) in ("bfloat16", "float16") else 4
 
 
@@ -544,12 +544,14 @@ def _channels(config: dict[str, Any], inner: int, size: int, width: int) -> Stat
 
 def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int]]:
     """The MLP of a layer: its width, and its experts."""
-    experts = _count(config, "num_experts")
+    experts = 0 if config.get("is_moe") is False else _count(config, "num_experts")
     inner, hidden = _inner(config), _count(config, "hidden_size")
     expert = _count(config, "moe_intermediate_size") or inner
     shared = _shared(config, expert)
-    ungated = config.get("model_type") in classes.load().ungated
-    matrices = 2 if ungated or config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") else 3
+    kind, known = config.get("model_type"), classes.load()
+    ungated = kind in known.ungated
+    plain = config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") and kind not in known.gated
+    matrices = 2 if ungated or plain else 3
     # Some families leave it to the class, which takes four times the hidden size.
     inner = inner or (4 * hidden if ungated else 0)
     mixed = _mixed(config, count)
@@ -615,6 +617,9 @@ def _shared(config: dict[str, Any], expert: int) -> int:
 
 def _mixed(config: dict[str, Any], count: int) -> Callable[[int], bool]:
     """Whether a layer of a mixture has experts, and not a dense MLP."""
+    if _listed(config, "mlp_layer_types", count):
+        types = tuple(map(str, config["mlp_layer_types"]))
+        return lambda index: types[index] != "dense"
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, list) and len(frequency) >= count:
         return lambda index: bool(frequency[index])
@@ -710,6 +715,7 @@ DEEP = (
     "layers",
     "num_blocks",
     "n_layer",
+    "conf_num_hidden_layers",
 )
 
 
@@ -736,9 +742,15 @@ def _by_name(part: dict[str, Any]) -> dict[str, Any]:
     return next((sizes.model_dump() for sizes in found), {})
 
 
-CONVOLVED = ("conv_kernel_size", "conv_depthwise_kernel_size", "ext_pw_out_channel")
+CONVOLVED = ("conv_kernel_size", "conv_depthwise_kernel_size", "conf_conv_kernel_size", "ext_pw_out_channel")
 """Keys of parts for sound whose layers have a convolution between two MLPs (conformers)."""
-POSITIONED = ("position_embeddings_type", "max_pos_emb", "rope_parameters", "bias_max_distance", "relative_attention_bias_args")
+POSITIONED = (
+    "position_embeddings_type",
+    "max_pos_emb",
+    "rope_parameters",
+    "bias_max_distance",
+    "relative_attention_bias_args",
+)
 """Keys that say how such a layer knows positions; without one, it has a matrix for their distances."""
 
 
@@ -763,7 +775,7 @@ def _tower(part: dict[str, Any]) -> Tower:
     if any(key in part for key in CONVOLVED):
         layer = _convolved(part, wide, inner)
     return Tower(
-        weights=deep * layer + joined,
+        weights=deep * layer + joined + 2 * _count(part, "position_embedding_size") * wide,
         width=patches**2 * 2 * (wide + inner),
         any_size="spatial_merge_size" in part,
     )
@@ -778,7 +790,7 @@ def _attended(part: dict[str, Any], wide: int) -> tuple[int, int]:
 
 
 def _convolved(part: dict[str, Any], wide: int, inner: int) -> int:
-    """Weights of a conformer's layer: attention, a convolution between pointwise ones, the first of which is gated, MLPs."""
+    """Weights of a conformer's layer: attention, two MLPs, and a convolution between pointwise ones, the first gated."""
     gated = "ext_pw_out_channel" in part
     relative = part.get("position_embeddings_type") == "relative" or not any(key in part for key in POSITIONED)
     square = 4 + relative + 3 * (_count(part, "conv_expansion_factor") or 1) + gated

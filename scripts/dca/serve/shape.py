@@ -385,7 +385,8 @@ def shape_of(
         tower=sum(tower.weights for _, tower in towers),
         tower_width=max((tower.width for _, tower in towers), default=0),
         any_image=any(tower.any_size for _, tower in towers),
-        per_layer=_optional(config, "hidden_size_per_layer_input"),
+        # Without a vocabulary of its own it is no table, but made of the token's embedding.
+        per_layer=_optional(config, "hidden_size_per_layer_input") * ("vocab_size_per_layer_input" in config),
         unknown=(*layers.unknown, *(f"images or sound ({key})" for key, tower in towers if not tower.weights)),
     )
     return shape if layers.groups == (_uniform(shape),) else shape.model_copy(update={"groups": layers.groups})
