@@ -92,6 +92,14 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         assert documents.canonical(document).decode() == out
 
 
+def test_a_scaling_that_makes_texts_shorter_is_named(folder: Path) -> None:
+    _, out, _ = run("set-yarn", folder, "--factor", "2", "--original", "8192", "--dry-run", "--json")
+    findings = [one["what"] for one in json.loads(out)["findings"] if one["code"] == "DCA-123"]
+    assert findings == ["the file stated 32,768 tokens, and factor x original length are 16,384."]
+    _, out, _ = run("set-yarn", folder, "--factor", "4", "--original", "32768", "--dry-run", "--json")
+    assert [one for one in json.loads(out)["findings"] if one["code"] == "DCA-123"] == []
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -107,7 +115,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("set-dca", "{}", "--sparse", "nowhere"), "does not exist"),
         (("set-dca", "{}", "--model", "none"), "DCA-214"),
         (("set-dca", "{}"), "DCA-214"),
-        (("use-1m", "{}"), "config_1m.json does not exist"),
+        (("use-1m", "{}"), "has no config_1m.json"),
         (("drop-dca", "{}", "--length", "0"), "DCA-201"),
         (("undo", "{}"), "no change to undo"),
         (("check", "{}", "--page-size", "0"), "DCA-201"),

@@ -117,6 +117,13 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
         ({"compress_rope_theta": 160000}, "compressed layers"),
         ({"rope_theta": None}, "no rope_theta"),
         ({"rope_theta": "1e6"}, "no rope_theta"),
+        # Compressed attention whose heads have no rotary part.
+        ({"model_type": "other", "kv_lora_rank": 512, "qk_rope_head_dim": 0}, "does not rotate positions"),
+        # An original file: its layers with full attention are of a type that does not say so.
+        (
+            {"rope_parameters": {"hybrid": {"rope_type": "default"}, "hybrid_sliding": {"rope_type": "default"}}},
+            "`hybrid` and `hybrid_sliding`, and none for full_attention",
+        ),
     ],
 )
 def test_a_config_that_does_not_allow_yarn_is_refused(changed: dict[str, Any], told: str) -> None:
@@ -124,6 +131,25 @@ def test_a_config_that_does_not_allow_yarn_is_refused(changed: dict[str, Any], t
         edit.set_yarn(source(config(**changed)), YARN)
     assert code(refused) == "DCA-208"
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "yarn"),
+    [
+        ({"model_type": "seed_oss"}, True),
+        ({"model_type": "vl", "text_config": {"model_type": "seed_oss", "num_hidden_layers": 2, "hidden_size": 8}}, True),
+        # No advice that set-yarn refuses.
+        ({"model_type": "nemotron_h"}, False),
+        ({"model_type": "vl", "text_config": {"model_type": "opt", "num_hidden_layers": 2, "hidden_size": 8}}, False),
+        ({"model_type": "phimoe"}, False),
+        ({"model_type": "zaya", "rope_parameters": {"hybrid": {"rope_theta": 1e4}}}, False),
+    ],
+)
+def test_yarn_is_named_only_where_the_model_can_have_it(changed: dict[str, Any], yarn: bool) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(**changed)), DualChunkSetting(chunk_size=32768, local_size=1024, original=32768))
+    assert code(refused) == "DCA-208"
+    assert ("set-yarn" in refused.value.remedy) is yarn
 
 
 PART: dict[str, Any] = {

@@ -400,12 +400,14 @@ def _changed(
     """
     after: list[Json] = []
     readings: tuple[Reading, ...] = ()
-    lost = ""
+    lost, lengths = "", (0, 0)
 
     def edited(source: Json) -> Json:
-        nonlocal readings, lost
+        nonlocal readings, lost, lengths
         after.append(change(source))
-        old, new = (layout.read(file.plain()).rotary[0] for file in (source, after[-1]))
+        before, now = (layout.read(file.plain()) for file in (source, after[-1]))
+        old, new = before.rotary[0], now.rotary[0]
+        lengths = before.context or 0, now.context or 0
         lost = edit.trained(old) if target.replace and old.parameters != new.parameters else ""
         if target.asking and not dry_run and after[-1].data != source.data:
             meant = [
@@ -430,10 +432,19 @@ def _changed(
         folder=readable(target.path),
         model=_name(subject.model),
         readings=readings,
-        findings=(*config_rules.check(subject), *rotated),
+        findings=(*config_rules.check(subject), *rotated, *(_shortened(*lengths) if command == "set-yarn" else ())),
         change=record,
         lost=lost,
     )
+
+
+def _shortened(before: int, now: int) -> tuple[Finding, ...]:
+    """That a scaling, which is meant for longer texts, made them shorter."""
+    if now >= before:
+        return ()
+    what = f"the file stated {before:,} tokens, and factor x original length are {now:,}."
+    remedy = "give the length that the model was trained with as --original, or a larger --factor."
+    return (Finding(code="DCA-123", severity="warning", what=what, remedy=remedy),)
 
 
 def _subject(

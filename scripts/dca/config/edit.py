@@ -124,11 +124,11 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
             why=f"vLLM ignores {SCALING} with dual chunk attention, but still multiplies the length by its factor.",
             remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
         )
-    if not found.rotates or found.text_type in classes.load().unrotated:
+    if not _rotates(found):
         raise DcaError(
             "DCA-208",
             f"a model of the type `{found.text_type}` does not rotate positions: YaRN would have no effect.",
-            why="their positions are learned, biases of attention, or left to recurrent layers.",
+            why="its positions are learned, biases of attention, left to recurrent layers, or not used.",
             remedy="keep the file as it is.",
         )
     _check_class(source, found)
@@ -158,6 +158,11 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, re
             # Engines take the smallest of them, or one of their own choice.
             source = text.put(source, where, tokens)
     return source
+
+
+def _rotates(found: Layout) -> bool:
+    """Whether a model rotates positions, by its file and its type."""
+    return found.rotates and found.text_type not in classes.load().unrotated
 
 
 def _check_class(source: Json, found: Layout) -> None:
@@ -292,14 +297,16 @@ def _check_scaling(source: Json, found: Layout, name: str) -> None:
     value = found.text.get(name)
     if value is None or (isinstance(value, dict) and not layout.per_layer(value)):
         return
-    if not isinstance(value, dict) or not isinstance(value.get(FULL), dict):
-        what = (
-            f"has one object per type of layer, and none for {FULL}" if isinstance(value, dict) else "is not an object"
-        )
+    where = f"{source.name}, line {source.line(*found.path, name)}: `{name}`"
+    if not isinstance(value, dict):
+        raise DcaError("DCA-208", f"{where} is not an object.", remedy="compare it with the model's own file.")
+    if not isinstance(value.get(FULL), dict):
+        types = " and ".join(f"`{kind}`" for kind, own in value.items() if isinstance(own, dict))
         raise DcaError(
             "DCA-208",
-            f"{source.name}, line {source.line(*found.path, name)}: `{name}` {what}.",
-            remedy="compare it with the model's own file.",
+            f"{where} has an object for each type of layer, {types}, and none for {FULL}.",
+            why="dca does not know which of them have full attention, and would scale the wrong ones.",
+            remedy="keep the file as it is; for longer texts serve a model with a longer context.",
         )
 
 
@@ -368,7 +375,7 @@ def _must_have_chunks(source: Json, found: Layout) -> None:
         raise DcaError(
             "DCA-208",
             f"{source.name} describes its language model in `{'.'.join(found.path)}`, where no reader reads {DCA}.",
-            remedy="use YaRN for longer texts: `dca config set-yarn DIR`.",
+            remedy=_without_chunks(found),
         )
     if found.text_type and found.text_type not in classes.load().dual_chunk:
         raise DcaError(
@@ -376,8 +383,17 @@ def _must_have_chunks(source: Json, found: Layout) -> None:
             f"no engine computes dual chunk attention for a model of the type `{found.text_type}`.",
             why=f"its class would leave attention as it is; those that read {DCA} are of the types "
             f"{', '.join(classes.load().dual_chunk)}.",
-            remedy="use YaRN for longer texts if its publisher recommends it: `dca config set-yarn DIR`.",
+            remedy=_without_chunks(found),
         )
+
+
+def _without_chunks(found: Layout) -> str:
+    """What remains for longer texts where dual chunk attention is none: YaRN, if the model can have it."""
+    refusing = classes.refusing(found.text_type, {"rope_type": "yarn"})
+    apart = any(layout.per_layer(own := found.text.get(name)) and FULL not in own for name in (SCALING, PARAMETERS))
+    if not _rotates(found) or apart or (refusing is not None and not refusing.readers):
+        return "keep the file as it is; for longer texts serve a model with a longer context."
+    return "use YaRN for longer texts if its publisher recommends it: `dca config set-yarn DIR`."
 
 
 def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -> Json:

@@ -124,6 +124,9 @@ def content(path: Path) -> bytes:
         what, remedy = f"{path} does not exist.", "name a folder that contains the model's files."
         if path.is_symlink():
             what = f"{path} is a broken link."
+        elif path.name == ONE_MILLION and (path.parent / CONFIG).exists():
+            what = f"the folder {path.parent} has no {ONE_MILLION}, which few models are published with."
+            remedy = "keep the file as it is, or write the settings with `dca config set-dca` or `dca config set-yarn`."
         elif path.name == CONFIG and (found := _instead(path.parent)):
             what, remedy = f"{path} does not exist: {found[0]}.", found[1]
         raise DcaError("DCA-204", what, remedy=remedy) from None

@@ -246,7 +246,10 @@ class Layout:
 
     @property
     def rotates(self) -> bool:
-        """Whether the file leaves positions to a rotary embedding; it may say that they are learned, or biases."""
+        """Whether the file leaves positions to a rotary embedding; it may say that they are learned, biases, or none."""
+        if self.count("kv_lora_rank") and self.text.get("qk_rope_head_dim") == 0:
+            # Compressed attention without the rotary part beside it.
+            return False
         attention = self.text.get("attn_config")
         flags = (self.text.get("alibi"), attention.get("alibi") if isinstance(attention, dict) else None)
         return self.text.get("position_embedding_type") not in UNROTATED and True not in flags
