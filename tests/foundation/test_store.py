@@ -231,6 +231,22 @@ def test_the_next_writer_removes_what_a_killed_one_left(write: str, tmp_path: Pa
         assert under_way != before
 
 
+@pytest.mark.slow
+def test_the_next_writer_of_a_link_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = (
+        "import os, sys; from pathlib import Path; from dca.foundation import store\n"
+        "Path.replace = lambda *_: os._exit(0)\n"
+        "store.write_link(Path(sys.argv[1]), 'blob')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(data.PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", left, str(tmp_path / "link")], env=env, check=True)
+    (before,) = names(tmp_path)
+    assert before.endswith(".part")
+    store.write_link(tmp_path / "link", "blob")
+    assert names(tmp_path) == ["link"]
+    assert (tmp_path / "link").readlink() == Path("blob")
+
+
 # --- hashes --------------------------------------------------------------------------------------------------
 
 

@@ -114,10 +114,15 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def write_link(path: Path, target: str) -> None:
     """Make a link atomically; an existing link is replaced, not followed."""
-    with incoming(path) as part:
-        part.unlink()
-        part.symlink_to(target)
-        part.replace(path)
+    # In a folder, because a link itself cannot be locked, and one that a killed run leaves would stay.
+    part, descriptor = _claim(path, folder=True)
+    try:
+        link = part / "link"
+        link.symlink_to(target)
+        link.replace(path)
+    finally:
+        remove(part)
+        _release(descriptor, part)
 
 
 @contextlib.contextmanager
