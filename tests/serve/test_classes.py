@@ -121,14 +121,15 @@ def test_parts_for_images_have_many_names(beside: dict[str, Any], millions: int)
 
 
 CONFORMER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-SPOKEN = {"hidden_dim": 1024, "num_layers": 10, "num_heads": 8, "dim_head": 128, "feedforward_mult": 4, "max_pos_emb": 512}
+SPOKEN = {"hidden_dim": 1024, "num_layers": 10, "num_heads": 8, "dim_head": 128, "feedforward_mult": 4}
+SPOKEN["max_pos_emb"] = 512
 ASKING = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "cross_attention_frequency": 2}
 
 
 @pytest.mark.parametrize(
     ("key", "part", "counted"),
     [
-        # Conformers: with a matrix for distances, a table of them, neither, and rotated; wider convolutions, gated MLPs.
+        # Conformers: with a matrix for distances, a table of them, neither, and rotated; wide convolutions, gated MLPs.
         ("sound_config", {**CONFORMER, "conv_kernel_size": 9, "hidden_act": "silu"}, 607_749_120),
         (
             "audio_config",
@@ -163,7 +164,7 @@ ASKING = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072
         # Between a part and the text.
         ("qformer_config", {**ASKING, "encoder_hidden_size": 1408}, 105_100_000),
         ("projector_config", {**ASKING, "encoder_hidden_size": 1408}, 105_100_000),
-        # Gates that the activation does not tell of, fewer heads of keys, heads of another size, more layers, joined patches.
+        # Gates that the activation does not tell of, fewer heads of keys, other heads, more layers, joined patches.
         (
             "vision_config",
             {"model_type": "pixtral", "hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096},

@@ -142,9 +142,9 @@ def test_a_size_that_the_user_gave_is_planned_and_corrects_nothing(tmp_path: Pat
 
 STATEFUL = """
 (APIServer pid=1) INFO 02-12 19:46:23 [api_server.py:1351] vLLM API server version 0.13.0
-(EngineCore_DP0 pid=241) INFO 02-12 19:46:37 [core.py:93] Initializing a V1 LLM engine (v0.13.0) with config: model='M', \
-max_seq_len=32768, tensor_parallel_size=2, pipeline_parallel_size=1, enforce_eager=False, kv_cache_dtype=fp8, \
-enable_prefix_caching=False
+(EngineCore_DP0 pid=241) INFO 02-12 19:46:37 [core.py:93] Initializing a V1 LLM engine (v0.13.0) with config: \
+model='M', max_seq_len=32768, tensor_parallel_size=2, pipeline_parallel_size=1, enforce_eager=False, \
+kv_cache_dtype=fp8, enable_prefix_caching=False
 (Worker_TP0 pid=306) INFO 02-12 19:50:09 [gpu_worker.py:375] Available KV cache memory: 17.58 GiB
 (EngineCore_DP0 pid=241) INFO 02-12 19:50:09 [kv_cache_utils.py:1291] GPU KV cache size: 767,552 tokens
 (EngineCore_DP0 pid=241) INFO 02-12 19:50:09 [kv_cache_utils.py:1296] Maximum concurrency for 32,768 tokens per \
@@ -162,6 +162,6 @@ def test_tokens_that_an_engine_counts_by_group_are_planned_by_group(tmp_path: Pa
     assert made.measured is not None
     parts = {part.name: part for part in made.measured.parts}
     assert parts["tokens in the KV cache"].printed == 767_552
-    # The log says that no prompt reuses the cache of an earlier one, so a request has one state, and 31 blocks of tokens.
+    # The log says that no prompt reuses the cache of an earlier one, so a request has one state and 31 blocks.
     tokens, requests = parts["tokens in the KV cache"].planned, parts["requests of the whole length"].planned
     assert requests / tokens == pytest.approx(84.29 / 767_552, rel=0.001)

@@ -152,7 +152,8 @@ def test_the_weights_are_those_that_transformers_counts(config: dict[str, Any], 
     ],
 )
 def test_a_state_has_the_numbers_that_the_engine_takes_for_it(more: dict[str, Any], width: int) -> None:
-    shape = of(serving.config(layer_types=["mamba"] + ["full_attention"] * 27, mamba_n_heads=32, mamba_d_head=64, **more))
+    types = ["mamba"] + ["full_attention"] * 27
+    shape = of(serving.config(layer_types=types, mamba_n_heads=32, mamba_d_head=64, **more))
     assert [group.state.width for group in shape.parts if group.state] == [width]
 
 

@@ -92,7 +92,7 @@ class Known(Value):
     gated_parts: tuple[Type, ...]
     """Types of parts for images and sound whose MLPs have a gate, whatever their activation is named."""
     joining_parts: tuple[Type, ...]
-    """Types of parts for images whose MLPs are as wide as out_hidden_size; intermediate_size is that of what joins patches."""
+    """Types of parts for images whose MLPs are as wide as out_hidden_size; what joins patches has intermediate_size."""
     float_states: tuple[Type, ...]
     """Types whose states have 32-bit numbers where the file does not say of which type they are."""
     twice: tuple[Type, ...]

@@ -390,7 +390,8 @@ def _must_have_chunks(source: Json, found: Layout) -> None:
 def _without_chunks(found: Layout) -> str:
     """What remains for longer texts where dual chunk attention is none: YaRN, if the model can have it."""
     refusing = classes.refusing(found.text_type, {"rope_type": "yarn"})
-    apart = any(layout.per_layer(own := found.text.get(name)) and FULL not in own for name in (SCALING, PARAMETERS))
+    written = [found.text.get(name) for name in (SCALING, PARAMETERS)]
+    apart = any(isinstance(own, dict) and layout.per_layer(own) and FULL not in own for own in written)
     if not _rotates(found) or apart or (refusing is not None and not refusing.readers):
         return "keep the file as it is; for longer texts serve a model with a longer context."
     return "use YaRN for longer texts if its publisher recommends it: `dca config set-yarn DIR`."

@@ -246,7 +246,7 @@ class Layout:
 
     @property
     def rotates(self) -> bool:
-        """Whether the file leaves positions to a rotary embedding; it may say that they are learned, biases, or none."""
+        """Whether the file leaves positions to a rotary embedding; it may say that they are learned, or none."""
         if self.count("kv_lora_rank") and self.text.get("qk_rope_head_dim") == 0:
             # Compressed attention without the rotary part beside it.
             return False

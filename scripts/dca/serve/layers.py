@@ -790,7 +790,7 @@ def _attended(part: dict[str, Any], wide: int) -> tuple[int, int]:
 
 
 def _convolved(part: dict[str, Any], wide: int, inner: int) -> int:
-    """Weights of a conformer's layer: attention, two MLPs, and a convolution between pointwise ones, the first gated."""
+    """Weights of a conformer's layer: attention, two MLPs, a convolution between pointwise ones, the first gated."""
     gated = "ext_pw_out_channel" in part
     relative = part.get("position_embeddings_type") == "relative" or not any(key in part for key in POSITIONED)
     square = 4 + relative + 3 * (_count(part, "conv_expansion_factor") or 1) + gated
