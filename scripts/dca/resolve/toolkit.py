@@ -203,9 +203,7 @@ def _fits(
     return compiler, facts
 
 
-def _get_one(
-    candidates: list[FoundToolkit | ToolkitSource], request: Request, recipe: Recipe, world: World
-) -> str:
+def _get_one(candidates: list[FoundToolkit | ToolkitSource], request: Request, recipe: Recipe, world: World) -> str:
     """What to do when no toolkit compiles a recipe: get one."""
     install = "install one of these toolkits and name it with --toolkit DIR."
     unreached = any(
