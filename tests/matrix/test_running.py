@@ -226,7 +226,7 @@ def test_an_index_that_cannot_be_written_fails_after_the_wheels_are_built(
 @pytest.mark.parametrize(
     ("table", "code", "said"),
     [
-        ('recipe = "no-such"', 2, "DCA-203"),
+        ('recipe = "no-such"', 2, "DCA-203: cell `--recipe no-such`: there is no recipe `no-such`."),
         ('cuda = "twelve"', 2, "DCA-201: cell `--cuda twelve`"),
         ('arch = "x"', 2, "DCA-201: cell `--arch x`"),
         ('source = "/nowhere"', 2, "DCA-204: cell `--source /nowhere`"),
