@@ -203,9 +203,9 @@ def test_torch(thing: Inspection, torch: str, says: str, reason: str) -> None:
 
 
 X86, ARM = "cp38-abi3-manylinux_2_28_x86_64", "cp38-abi3-manylinux_2_28_aarch64"
-BLACKWELL = {"exact_sass": ("10.0", "12.1"), "tools": ("13.0",)}
+BLACKWELL: dict[str, Any] = {"exact_sass": ("10.0", "12.1"), "tools": ("13.0",)}
 INTEL, ON_ARM = module(**BLACKWELL), module("pkg/_A.so", machine="aarch64", **BLACKWELL)
-LIBRARY = {"form": "file", "file": "_C.so", "tags": ()}
+LIBRARY: dict[str, Any] = {"form": "file", "file": "_C.so", "tags": ()}
 
 
 @pytest.mark.parametrize(
