@@ -105,10 +105,11 @@ def test_each_mistake_has_one_error_with_its_place(text: str, code: str, what: s
 @pytest.mark.parametrize(
     ("text", "why", "remedy"),
     [
-        ("[[include]]\narch = 8.0\n", 'texts in quotes, such as "8.0".', "correct the value."),
+        ("[[include]]\narch = 8.0\n", 'texts in quotes, such as "8.0", or true and false.', "correct the value."),
         ("[[include]]\narch = [8.0]\n", "it must be a text, in quotes.", "correct the value."),
         ("[[include]]\nvariants = ['no']\n", "it must be true or false.", "correct the value."),
         ("[[include]]\narch = []\n", "the list is empty; remove the key, or give it a value.", "correct the value."),
+        ("include = []\n", "it has too few values.", "correct the value."),
         ('[include]\nrecipe = "one"\n', "it must be a list.", "begin the table with [[include]]."),
     ],
 )

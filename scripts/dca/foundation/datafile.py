@@ -34,6 +34,7 @@ WANTED = {
     "int_type": "it must be a whole number.",
     "model_type": "it must be a table.",
     "string_type": "it must be a text, in quotes.",
+    "too_short": "it has too few values.",
     "tuple_type": "it must be a list.",
 }
 """What a value must be, by pydantic's type of the mistake."""

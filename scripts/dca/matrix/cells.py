@@ -29,7 +29,7 @@ def _several(value: Any) -> Any:
     if isinstance(value, str | bool):
         value = [value]
     if not isinstance(value, list):
-        raise ValueError('it must be one value or a list of values, texts in quotes, such as "8.0".')  # noqa: TRY004 - for pydantic
+        raise ValueError('it must be one value or a list of values: texts in quotes, such as "8.0", or true and false.')  # noqa: TRY004 - for pydantic
     if not value:
         raise ValueError("the list is empty; remove the key, or give it a value.")
     if not all(str(one).isprintable() for one in value):
