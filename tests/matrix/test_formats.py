@@ -192,6 +192,12 @@ def test_gitlab_takes_its_file(tmp_path: Path) -> None:
     assert (one["variables"]["KUBERNETES_CPU_REQUEST"], two["variables"]["KUBERNETES_MEMORY_REQUEST"]) == ("4", "7Gi")
     parsed(one["script"][0])
     assert "--cell 00000002" in two["script"][0]
+    ((rule,),) = (one.values() for one in yaml.safe_load(text)[".wheel"]["rules"])
+    pattern = rule.partition("/")[2].rstrip("/")
+    assert [source for source in ("push", "merge_request_event", "web", "api") if re.search(pattern, source)] == [
+        "web",
+        "api",
+    ]
 
 
 def test_buildkite_takes_its_file(tmp_path: Path) -> None:
