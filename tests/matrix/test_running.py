@@ -24,7 +24,7 @@ from dca.cli.matrix import Board
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.matrix import formats, running
-from dca.matrix.formats import Format
+from dca.matrix.formats import FORMATS, Format
 from dca.matrix.values import CellResult, Outcome
 from dca.pipeline import gather, probing
 from dca.pipeline import wheel as building
@@ -297,6 +297,20 @@ def test_paths_that_jobs_would_not_find_or_read_otherwise_are_rejected(
 @pytest.mark.parametrize("kind", ["slurm", "gitlab", "buildkite"])
 def test_an_index_that_all_machines_have_may_lie_anywhere(kind: Format) -> None:
     formats.check(kind, Path("m.toml"), Path("dist"), Path("/srv/index"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_matrix_without_a_job_leaves_standard_output_empty(
+    kind: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is usually a file of the engine, which would then be a table."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.toml").write_text(f'{HEAD}[[include]]\nrecipe = "{PLUGINS[0]}"\narch = ["8.0", "9.0"]\n')
+    status = cli.run(["matrix", "m.toml", "--format", kind, "--cache-dir", "cache", "--offline"])
+    out, err = capsys.readouterr()
+    assert (status, out) == (3, "")
+    assert "DCA-309: no cell of m.toml can be built on this machine." in err
+    assert "--arch 9.0" in err
 
 
 def test_jobs_name_the_cells_and_what_is_impossible_goes_to_standard_error(

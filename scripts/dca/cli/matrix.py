@@ -251,12 +251,14 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
                 documents.write(done, running.report_file(settings, cache))
         else:
             done = running.outcome(expansion, file)
-    if asked.kind and expansion.wheels:
+    if asked.kind:
+        # Standard output becomes a file of the engine, in which nothing else belongs.
+        if impossible := [cell for cell in done.cells if cell.state == "impossible"]:
+            click.echo("\n".join([TITLES["impossible"], *_reasons(impossible)]), err=True)
+        if not expansion.wheels:
+            _judge(done, asked, as_json=False)
         wish = jobs.Wish(file, asked.cores or CORES, asked.level, asked.out, where.index, where.bucket)
-        written = jobs.jobs(expansion, wish)
-        click.echo(formats.write(written, asked.kind, wish, asked.action or ""), nl=False)
-        if written.impossible:
-            click.echo("\n".join([TITLES["impossible"], *_reasons(written.impossible)]), err=True)
+        click.echo(formats.write(jobs.jobs(expansion, wish), asked.kind, wish, asked.action or ""), nl=False)
         return
     if asked.report is not None:
         documents.write(done, asked.report)
