@@ -239,7 +239,7 @@ def test_a_matrix_that_cannot_be_built_is_one_error(
     table: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     matrix = Matrix(tmp_path, capsys, f"{HEAD}[[include]]\n{table}\n")
-    for more in ((), ("--dry-run",), ("--format", "slurm")):
+    for more in ((), ("--dry-run",), ("--format", "slurm"), ("--executor", "slurm"), ("--executor", "ray")):
         status, _, err = matrix.run(*more)
         assert status == code
         assert said in err
