@@ -318,4 +318,4 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
 def test_the_line_of_a_mistake_is_found_in_a_large_file(tmp_path: Path) -> None:
     """In time: each of its keys was once followed to the file's end."""
     text = HEAD + ENGINE + 20_000 * '[[axles]]\nname = "a"\n'
-    assert place(refuse(tmp_path, text + "[[axles]]\nnam = 1\n")) == "axles.20000.nam:40007"
+    assert place(refuse(tmp_path, text + "[[axles]]\nlabel = 1\n")) == "axles.20000.label:40007"
