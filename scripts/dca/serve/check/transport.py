@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import ssl
 import zlib
@@ -24,6 +25,8 @@ HEAD = 4096
 # Packages whose errors the client passes on; its HTTP library has had two names.
 LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 PORTS = {"http": 80, "https": 443}
+LOSING = (301, 302, 303)
+"""Redirections that clients follow with GET, without the body."""
 PACKINGS = ("gzip", "x-gzip", "deflate")
 
 
@@ -83,15 +86,17 @@ async def prepare(response: Any) -> None:
         RequestFailed: `redirected`.
     """
     if response.has_redirect_location:
-        location = str(response.headers.get("location", ""))
+        location, status = str(response.headers.get("location", "")), response.status_code
         if not _same(str(response.request.url), location):
-            raise RequestFailed("redirected", f"HTTP {response.status_code} to {location}", status=response.status_code)
+            raise RequestFailed("redirected", f"HTTP {status} to {location}", status=status)
+        if response.request.method == "POST" and status in LOSING:
+            raise RequestFailed("bodiless", f"HTTP {status} to {location}", status=status)
     inner = response.stream
     # An answer was requested unpacked, and some proxies pack it all the same.
     packing = response.headers.pop("content-encoding", "").strip().lower()
 
     class Body(library().AsyncByteStream):  # type: ignore[misc]
-        head = b""
+        head = tail = b""
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             unpacker, size = _Unpacker(packing), 0
@@ -100,8 +105,12 @@ async def prepare(response: Any) -> None:
                     size += len(part)
                     if size > MOST_BYTES:
                         raise RequestFailed("endless", f"an answer of more than {MOST_BYTES >> 20} MiB")
+                    if not self.head:
+                        # The mark of UTF-8 is no part of a body.
+                        part = part.removeprefix(codecs.BOM_UTF8)
                     if len(self.head) < HEAD:
                         self.head += part[: HEAD - len(self.head)]
+                    self.tail = (self.tail + part)[-HEAD:]
                     yield part
 
         async def aclose(self) -> None:
