@@ -14,7 +14,8 @@ from dca.foundation import secrets
 from dca.serve.check import thoughts
 from dca.serve.check.failed import RequestFailed, message_of
 
-
+MOST_TOKENS = 10**9
+"""No text has more tokens; larger numbers would break later computations."""
 MOST_NAME = 500
 """Characters of a model's name."""
 # Where servers of other kinds say how long a prompt may be, besides vLLM's `max_model_len`.
@@ -35,8 +36,15 @@ def _whole(value: Any) -> int | None:
         number = int(float(value))
     except (TypeError, ValueError, OverflowError):
         return None
-    # No text has more tokens; larger numbers would break later computations.
-    return number if 0 <= number <= 10**9 else None
+    return number if 0 <= number <= MOST_TOKENS else None
+
+
+def _length(value: Any) -> int | None:
+    """A maximum length; None for what is none."""
+    try:
+        return min(int(float(value)), MOST_TOKENS) if float(value) >= 1 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _parts(value: Any) -> Any:
@@ -162,7 +170,7 @@ class Card(_Loose):
     root: str | None = None
     parent: str | None = None
     owned_by: str | None = None
-    max_model_len: Annotated[int | None, BeforeValidator(lambda value: _whole(value) or None)] = None
+    max_model_len: Annotated[int | None, BeforeValidator(_length)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +193,7 @@ class Cards(_Loose):
 class Tokens(_Loose):
     """The body of /tokenize."""
 
-    count: Annotated[int, Field(gt=0, le=10**9)]
+    count: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,15 @@ CORRECTED = re.compile(
 # A clause ends here; a comma or a point inside a number ends none.
 BOUNDARY = re.compile(
     r"[.;:!?\n\u3002\u2014\u2013](?!\d)|,(?!\d)|\b(?:but(?<!nothing but)(?<!anything but)(?<!everything but)|however"
-    r"|sondern|aber|mais|sino|pero|mas|но|а)\b|而是",
+    r"|sondern|aber|mais|sino|pero|mas|но)\b|而是",
     re.IGNORECASE,
 )
 # Words with a negation that deny nothing.
 IDIOMS = re.compile(
     r"\b(?:no(?:ne|thing| one)?(?: \w+)? other than|nothing but|(?:if|unless) i(?: am|'m| was)? (?:not )?"
-    r"(?:wrong|mistaken)|why not|not(?:hing)? (?:only|just|merely)|(?:can|not|can't|cannot)(?: not)?(?: be)? (?:wrong|incorrect|false|mistaken)"
-    r"|never mind|is(?:n't it| it not)\s*\?)",
+    r"(?:wrong|mistaken)|why not|not(?:hing)? (?:only|just|merely)"
+    r"|(?:can|not|can't|cannot)(?: not)?(?: be)? (?:wrong|incorrect|false|mistaken)|never mind"
+    r"|is(?:n't it| it not)\s*\?)",
     re.IGNORECASE,
 )
 NEGATED = re.compile(

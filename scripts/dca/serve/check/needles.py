@@ -44,8 +44,8 @@ END = ("gone", "hung")
 """After these outcomes the server is gone, or still busy with an abandoned prompt."""
 OTHER_PROMPT = {
     "detail": "the answer has the number of an earlier prompt, so it is another request's",
-    "remedy": "a cache of answers in front of the server (turn it off, or check the engine directly), or a prefix cache "
-    "that mixes requests (--no-enable-prefix-caching), has this effect.",
+    "remedy": "a cache of answers in front of the server (turn it off, or check the engine directly) has this effect, "
+    "or a prefix cache that mixes requests (--no-enable-prefix-caching).",
 }
 SUSPECT = ("gone", "broken", "cut")
 """After these outcomes the engine may have ended."""

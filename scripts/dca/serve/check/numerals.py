@@ -16,7 +16,7 @@ _ANY = "|".join((*SMALL, "hundred", *GREAT))
 ENGLISH = re.compile(
     rf"\b(?:{_ANY})(?:(?:[\s-]+(?:and\s+)?|(?:(?<=thousand)|(?<=million)),\s+(?:and\s+)?)(?:{_ANY}))+\b", re.IGNORECASE
 )
-DIGITS = {name: value for value, name in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+DIGITS = {name: value for value, name in enumerate("零一二三四五六七八九")} | {"\u3007": 0, "两": 2}
 TIMES = {"十": 10, "百": 100, "千": 1000}
 MYRIAD = "万"
 CHINESE = re.compile(rf"[{''.join((*DIGITS, *TIMES, MYRIAD))}]{{2,}}")

@@ -43,8 +43,8 @@ BOOK = "Name a book that you know: its title, the year in which it appeared, and
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.05}}
 OVERHEAD = 512
 """Maximum tokens that a chat template with a tool adds."""
-SEVERAL, NOTICEABLE = 8, 0.2
-"""Pieces, and seconds until the first, from which on a stream shows whether it is one."""
+SEVERAL, NOTICEABLE, AT_LEAST = 8, 0.2, 0.003
+"""Pieces, and seconds until the first, from which on a stream shows whether it is one; seconds that a token takes."""
 AT_ONCE = (
     "all came at once, so a proxy collects them before it sends them (nginx: proxy_buffering off); times to the first "
     "token are then those of whole answers"
@@ -284,7 +284,7 @@ def _at_once(answer: Answer) -> bool:
     """Whether a stream came in one go, long after it was asked for."""
     if answer.first_token is None or answer.last_token is None or answer.pieces < SEVERAL:
         return False
-    return answer.first_token > NOTICEABLE and answer.last_token - answer.first_token < answer.first_token / 50
+    return answer.first_token > NOTICEABLE and answer.last_token - answer.first_token < AT_LEAST * answer.pieces
 
 
 def _sampling(asking: Asking) -> str:

@@ -9,13 +9,13 @@ _LESS, _MORE = r"(?:<|&lt;)", r"(?:>|&gt;)"
 # The marks of the model families for which vLLM has reasoning parsers, and of gateways that fold reasoning up.
 OPEN = re.compile(
     rf"{_LESS}\s*{_NAME}(?:\s[^<>]{{0,80}})?{_MORE}|\[THINK\]|◁think▷|<\|START_THINKING\|>"
-    r"|<\|channel\|?>\s*(?:analysis|thought)(?:<\|message\|>)?|<\|im_start\|>think|<[|｜]begin▁of▁thinking[|｜]>"
+    r"|<\|channel\|?>\s*(?:analysis|thought)(?:<\|message\|>)?|<\|im_start\|>think|<[|\uff5c]begin▁of▁thinking[|\uff5c]>"
     r"|<details type=[^<>]{0,80}>|\A(?-i:analysis(?=[A-Z]))|\AHere(?:'s| is) my thought process:",
     re.IGNORECASE,
 )
 CLOSE = re.compile(
     rf"{_LESS}\s*/\s*{_NAME}\s*{_MORE}|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
-    r"|<\|channel\|>final<\|message\|>|<\|im_start\|>answer|<[|｜]end▁of▁thinking[|｜]>|</details>|assistantfinal"
+    r"|<\|channel\|>final<\|message\|>|<\|im_start\|>answer|<[|\uff5c]end▁of▁thinking[|\uff5c]>|</details>|assistantfinal"
     r"|Here(?:'s| is) my response:",
     re.IGNORECASE,
 )

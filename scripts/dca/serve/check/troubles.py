@@ -12,8 +12,8 @@ UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-160", "DCA-161", "DCA-162", "DCA-163
 
 LOG = "read the end of the server's log; `dca explain LOG` explains it."
 PLACE = (
-    "check the URL's path and the model's name (--model): some servers have the API elsewhere, such as at /openai/v1 or "
-    "/api/v1, and not every request."
+    "check the URL's path and the model's name (--model): some servers have the API elsewhere, such as at /openai/v1 "
+    "or /api/v1, and not every request."
 )
 FORBIDDEN = 403
 YEAR = 365 * 86400

@@ -24,9 +24,10 @@ Trouble = Literal[
     "endless",
 ]
 """How a request can fail: connection refused or lost; TLS; 503 until the patience ended; a redirection to another
-server; one that loses the request's body; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer that violates the protocol; a stream
-without a finish_reason; the deadline; an empty answer with finish_reason "length", by which an engine says that it
-ignored the prompt; a count of tokens by which it read a part of it; an answer that goes on far past what was asked for."""
+server; one that loses the request's body; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer that
+violates the protocol; a stream without a finish_reason; the deadline; an empty answer with finish_reason "length", by
+which an engine says that it ignored the prompt; a count of tokens that shows that it read a part of it; an answer that
+goes on far past what was asked for."""
 
 Status = Literal["passed", "failed", "refused", "undecided", "skipped"]
 ORDER: tuple[Status, ...] = ("failed", "undecided", "refused", "skipped", "passed")
