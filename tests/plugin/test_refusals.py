@@ -86,6 +86,9 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "runner V2": ({"runner_v2": True}, "Set VLLM_USE_V2_MODEL_RUNNER=0"),
     "a sliding window": ({"sliding_window": True}, "layers with a sliding window"),
     "context parallelism": ({"context_parallel": 2}, "context parallelism spreads"),
+    "microbatches": ({"untried": ("microbatches",)}, "Remove --enable-dbo"),
+    "a connector": ({"untried": ("connector",)}, "Remove --kv-transfer-config and --kv-offloading-size"),
+    "pooling": ({"untried": ("pooling",)}, "Remove --runner pooling"),
     "flash-attention 4": ({"flash_version": 4}, "flash-attention 4 was not proven"),
 }
 

@@ -51,6 +51,7 @@ class Facts:
         layers: of the model.
         heads: of a layer, of the queries.
         dim: of a head.
+        untried: settings of `UNTRIED` that are on.
     """
 
     config: Any
@@ -70,6 +71,7 @@ class Facts:
     layers: int
     heads: int
     dim: int
+    untried: tuple[str, ...] = ()
 
 
 def unproven(version: str) -> str | None:
@@ -221,6 +223,21 @@ def _flash(facts: Facts) -> str | None:
     return None
 
 
+# Settings that were not tried with dual chunk attention: why they may matter, and what to do.
+UNTRIED = {
+    "microbatches": "microbatches were not proven with dual chunk attention: they cut the plan of a step, by which chunks "
+    "are cut. Remove --enable-dbo and --ubatch-size",
+    "connector": "a KV connector was not proven with dual chunk attention: it hands on keys that are rotated inside "
+    "chunks, and nothing checks that another engine's chunks are the same. Remove --kv-transfer-config and "
+    "--kv-offloading-size",
+    "pooling": "pooling was not proven with dual chunk attention. Remove --runner pooling and --convert",
+}
+
+
+def _untried(facts: Facts) -> str | None:
+    return "; ".join(UNTRIED[name] for name in facts.untried) or None
+
+
 @dataclass(frozen=True)
 class Layer:
     """What decides whether an attention layer can be computed.
@@ -278,6 +295,7 @@ CHECKS: tuple[Callable[[Facts], str | None], ...] = (
     _window,
     _context_parallel,
     _flash,
+    _untried,
 )
 
 
@@ -306,6 +324,11 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
     backends = [attention.backend, *(getattr(attention, "backend_per_kind", None) or {}).values()]
     asked = [getattr(backend, "name", str(backend)) for backend in backends if backend is not None]
     chosen = bool(getattr(cache, "user_specified_block_size", False)) or on_cpu
+    untried = {
+        "microbatches": parallel.use_ubatching,
+        "connector": vllm_config.kv_transfer_config is not None,
+        "pooling": model.runner_type == "pooling",
+    }
     return Facts(
         config=config,
         version=version,
@@ -324,6 +347,7 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
         layers=int(text.num_hidden_layers),
         heads=int(text.num_attention_heads),
         dim=int(model.get_head_size()),
+        untried=tuple(name for name, on in untried.items() if on),
     )
 
 

@@ -60,6 +60,7 @@ WELL = {
 }
 BADLY = {
     "an error that is no event": (lines(SAYS, b'error: {"message": "out of memory"}\n\n'), "out of memory"),
+    "an error that is no event and comes alone": (lines(b'error: {"message": "out of memory"}\n\n'), "out of memory"),
     "an error that is a text": (lines(SAYS, b'data: {"error": "out of memory"}\n\n', DONE), "out of memory"),
     "an error of its own kind": (lines(b'event: error\ndata: {"message": "out of memory"}\n\n'), "out of memory"),
     "an answer that was aborted": (lines(SAYS, STOP.replace(b"stop", b"abort"), DONE), "finish_reason 'abort'"),
@@ -187,6 +188,7 @@ def test_a_page_of_a_proxy_is_shown_as_what_it_says() -> None:
         "<body><h1>Bad&nbsp;Gateway</h1><!-- a comment --><script>run()</script></body></html>"
     )
     assert refusal(502, page).words == "HTTP 502: 502 Bad Gateway Bad Gateway"
+    assert refusal(403, "<html><h1>no key <b>sec</b>ret</h1><p>nginx").words == "HTTP 403: no key secret nginx"
     assert refusal(500, "a < b").words == "HTTP 500: a < b"
 
 

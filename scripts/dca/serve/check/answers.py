@@ -296,10 +296,10 @@ class Reading:
             RequestFailed: `cut` without a finish_reason; `broken` or `malformed` without any event.
         """
         text, thought = thoughts.split("".join(self.text))
-        if not self.events and head.strip():
-            raise _no_stream(head.decode(errors="replace").strip())
         if not self.finish and (words := _error_line(tail)):
             raise RequestFailed("broken", f"an error in the stream: {words}")
+        if not self.events and head.strip():
+            raise _no_stream(head.decode(errors="replace").strip())
         if not self.finish:
             raise RequestFailed("cut", f"the stream ended without a finish_reason after {self.pieces} pieces")
         return Answer(

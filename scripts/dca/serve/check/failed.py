@@ -24,6 +24,10 @@ MOST_PAGE = 20_000
 """Characters of a web page that are read."""
 PAGE = re.compile(r"\s*(?:<!doctype|<html|<head|<body|<h1|<title)", re.IGNORECASE)
 HIDDEN = re.compile(r"<(style|script)\b[^>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+INLINE = re.compile(
+    r"</?(?:a|abbr|b|big|code|em|font|i|kbd|mark|s|samp|small|span|strong|sub|sup|tt|u|var|wbr)\b[^>]{0,2000}>",
+    re.IGNORECASE,
+)
 TAG = re.compile(r"<[^>]{0,2000}>")
 
 
@@ -91,7 +95,9 @@ def _text_of(body: str) -> str:
     """What a web page says; another text as it is."""
     if not PAGE.match(body):
         return body
-    return " ".join(html.unescape(TAG.sub(" ", HIDDEN.sub(" ", body[:MOST_PAGE]))).split())
+    # What only lays out a part of a word is no space, so that a key in it is still found.
+    text = TAG.sub(" ", INLINE.sub("", HIDDEN.sub(" ", body[:MOST_PAGE])))
+    return " ".join(html.unescape(text).split())
 
 
 def _seconds(text: str) -> float | None:

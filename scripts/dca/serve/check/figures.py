@@ -55,7 +55,7 @@ DENIED = re.compile(
     r"[\W_]*was (?:only )?(?:my|a) (?:first|mistake|typo|slip)\b"
     rf"|[\W_]*(?:which\s+|that\s+)?(?:(?:is|was|would be|cannot be|can ?not be)\s+(?:\w+\s+)?(?:not|never|{_WRONG})\b"
     r"|(?:is|was|does|did|would|can)(?:n't| not)\b|cannot be\b)"
-    rf"|[\W_]*(?:ist|est|es|é)\s+(?:nicht|pas|{_WRONG})\b|[\W_]*(?:n'est pas|no es|não é|не)\b"
+    rf"|[\W_]*(?:is[t]|est|es|é)\s+(?:nicht|pas|{_WRONG})\b|[\W_]*(?:n'est pas|no es|não é|не)\b"
     # Beside it, a mark.
     rf"|[\s*_`'\"]*(?:\?\s*(?:no|nope|wrong|nein|non)\b|[-(\[,\u2013\u2014]+\s*(?:{_WRONG}\b|no,)|[\u2717\u2718\u274c])"
     r"|[\s*_`'\"]*(?:不是|并非|不对|不正确|是错|错误|ではな|ではあり)",

@@ -10,7 +10,7 @@ _LESS, _MORE = r"(?:<|&lt;)", r"(?:>|&gt;)"
 OPEN = re.compile(
     rf"{_LESS}\s*{_NAME}(?:\s[^<>]{{0,80}})?{_MORE}|\[THINK\]|◁think▷|<\|START_THINKING\|>"
     r"|<\|channel\|?>\s*(?:analysis|thought)(?:<\|message\|>)?|<\|im_start\|>think|<[|\uff5c]begin▁of▁thinking[|\uff5c]>"
-    r"|<details type=[^<>]{0,80}>|\A(?-i:analysis(?=[A-Z]))|\AHere(?:'s| is) my thought process:",
+    r"|<details type=[^<>]{0,80}>|\A(?-i:analysis(?=[A-Z]))|\A(?:Here(?:'s| is) my) thought process:",
     re.IGNORECASE,
 )
 CLOSE = re.compile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import os
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -27,6 +28,7 @@ LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 PORTS = {"http": 80, "https": 443}
 LOSING = (301, 302, 303)
 """Redirections that clients follow with GET, without the body."""
+OWN = "SSL_CERT_FILE"
 PACKINGS = ("gzip", "x-gzip", "deflate")
 
 
@@ -60,7 +62,8 @@ def context() -> ssl.SSLContext:
     Raises:
         DcaError: DCA-204 when the file of trusted authorities cannot be read.
     """
-    return _context(certificates.bundle())
+    # First the variable that messages name: the others may be set on the machine for programs of other kinds.
+    return _context(os.environ.get(OWN) or certificates.bundle())
 
 
 # Making one takes longer than a short request.
