@@ -225,8 +225,8 @@ def _flash(facts: Facts) -> str | None:
 
 # Settings that were not tried with dual chunk attention: why they may matter, and what to do.
 UNTRIED = {
-    "microbatches": "microbatches were not proven with dual chunk attention: they cut the plan of a step, by which chunks "
-    "are cut. Remove --enable-dbo and --ubatch-size",
+    "microbatches": "microbatches were not proven with dual chunk attention: they cut the plan of a step, by which "
+    "chunks are cut. Remove --enable-dbo and --ubatch-size",
     "connector": "a KV connector was not proven with dual chunk attention: it hands on keys that are rotated inside "
     "chunks, and nothing checks that another engine's chunks are the same. Remove --kv-transfer-config and "
     "--kv-offloading-size",

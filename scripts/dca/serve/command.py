@@ -29,8 +29,8 @@ NO_RAY = "0.18.0"
 """The first release of vLLM that does not install Ray, by its requirements/cuda.txt."""
 TEMPLATES = Path(__file__).with_name("templates")
 API_KEY = "VLLM_API_KEY"
-OLD_HUB, NEW_HUB, WITH_NEW_HUB = "huggingface-cli", "hf", "0.10.2"
-"""The hub's program, and the first release of vLLM whose environment has the one that replaced it."""
+OLD_HUB, NEW_HUB, WITH_NEW_HUB = "huggingface-cli", "hf", "0.11.0"
+"""The hub's program, and a release of vLLM from which on environments have the one that replaced it."""
 LOADING, DOWNLOADING = 180, 1080
 """Times 10 seconds until a pod must have started: with its weights there, and with hundreds of GB to download."""
 EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not listened on

@@ -178,7 +178,7 @@ class Card(_Loose):
         if not isinstance(value, Mapping):
             return value
         about = value.get("meta")
-        # llama.cpp's; its `n_ctx_train` is what the model was trained with.
+        # A server in C++ says it so; its `n_ctx_train` is what the model was trained with.
         served = about.get("n_ctx") if isinstance(about, Mapping) else None
         told = next((value[name] for name in LENGTHS if value.get(name)), served)
         return {**value, "max_model_len": told}
@@ -354,7 +354,7 @@ def _ended_by_engine(choice: Choice) -> None:
 
 
 def _error_line(tail: bytes) -> str:
-    """The message of a line `error: …`, in which llama.cpp's server said that it failed; empty without one."""
+    """The message of a line `error: …`, in which a server in C++ said that it failed; empty without one."""
     lines = tail.decode(errors="replace").splitlines()
     found = next((line for line in reversed(lines) if line.startswith("error:")), "")
     return message_of(found.removeprefix("error:").strip()) if found else ""

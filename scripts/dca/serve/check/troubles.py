@@ -189,8 +189,8 @@ def explain(failed: RequestFailed, *, long: bool = False) -> Explanation:
         return Explanation(
             PROMPT,
             f"the server truncated the prompt: {words}",
-            "let it take the whole prompt (Ollama: num_ctx; llama.cpp: --ctx-size; vLLM never truncates by itself), or "
-            f"check a shorter --length. {PLAN}",
+            "let it take the whole prompt (its option may be called num_ctx or --ctx-size; vLLM never truncates by "
+            f"itself), or check a shorter --length. {PLAN}",
         )
     if failed.kind == "hung":
         where = "before the first token" if failed.first_token is None else "after the first token"
