@@ -88,6 +88,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "context parallelism": ({"context_parallel": 2}, "context parallelism spreads"),
     "microbatches": ({"untried": ("microbatches",)}, "Remove --enable-dbo"),
     "a connector": ({"untried": ("connector",)}, "Remove --kv-transfer-config and --kv-offloading-size"),
+    "stages": ({"untried": ("stages",)}, "tensor parallelism works"),
     "pooling": ({"untried": ("pooling",)}, "Remove --runner pooling"),
     "flash-attention 4": ({"flash_version": 4}, "flash-attention 4 was not proven"),
 }

@@ -230,6 +230,8 @@ UNTRIED = {
     "connector": "a KV connector was not proven with dual chunk attention: it hands on keys that are rotated inside "
     "chunks, and nothing checks that another engine's chunks are the same. Remove --kv-transfer-config and "
     "--kv-offloading-size",
+    "stages": "pipeline parallelism was not proven with dual chunk attention. Remove --pipeline-parallel-size; tensor "
+    "parallelism works",
     "pooling": "pooling was not proven with dual chunk attention. Remove --runner pooling and --convert",
 }
 
@@ -327,6 +329,7 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
     untried = {
         "microbatches": parallel.use_ubatching,
         "connector": vllm_config.kv_transfer_config is not None,
+        "stages": parallel.pipeline_parallel_size > 1,
         "pooling": model.runner_type == "pooling",
     }
     return Facts(

@@ -619,6 +619,12 @@ def plugin(subject: Subject) -> Iterator[Finding]:
             "plugin could not shift its block table.",
             "omit it.",
         )
+    if asked.pp > 1:
+        yield _error(
+            "DCA-154",
+            f"--pipeline-parallel-size {asked.pp}: the plugin was not proven with pipeline parallelism.",
+            "use --tp.",
+        )
     if asked.offload_gib:
         yield _error(
             "DCA-154",

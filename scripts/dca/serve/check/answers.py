@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dca.foundation import secrets
 from dca.serve.check import thoughts
-from dca.serve.check.failed import RequestFailed, message_of
+from dca.serve.check.failed import MOST_PAGE, RequestFailed, message_of, text_of
 
 MOST_TOKENS = 10**9
 """No text has more tokens; larger numbers would break later computations."""
@@ -368,7 +368,7 @@ def _no_stream(body: str) -> RequestFailed:
         # The lines of a stream that ended before its first event.
         if body.startswith(("data:", ":", "event:")):
             return RequestFailed("cut", "the stream ended without a finish_reason after 0 pieces")
-        return RequestFailed("malformed", f"it is no stream of events: {body}")
+        return RequestFailed("malformed", f"it is no stream of events: {text_of(body)}")
     if words := _error_in(value):
         return RequestFailed("broken", f"an error with status 200: {words}")
     return RequestFailed("malformed", "one JSON value came, although a stream of events was requested")
@@ -381,6 +381,23 @@ def _error_in(body: Any) -> str:
     ):
         return ""
     return message_of(json.dumps(body, default=str))
+
+
+def json_of(body: bytes) -> Any:
+    """A body that should be JSON.
+
+    Raises:
+        RequestFailed: `malformed`.
+        RecursionError: for one that is too deep.
+    """
+    try:
+        return json.loads(body)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        said = text_of(body[:MOST_PAGE].decode(errors="replace")).strip()
+        words = f"{error.args[0].partition(': line')[0].lower()}: {said}" if said else "it is empty"
+        raise RequestFailed("malformed", f"the answer is not JSON: {words}") from None
 
 
 def checked(kind: type[L], body: Any) -> L:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from dca.foundation import secrets
 from dca.foundation.errors import DcaError
 from dca.serve.check import transport
-from dca.serve.check.answers import Answer, Card, Cards, L, Reading, Response, Tokens, answer_of, checked
+from dca.serve.check.answers import Answer, Card, Cards, L, Reading, Response, Tokens, answer_of, checked, json_of
 from dca.serve.check.failed import BROKEN, BUSY, RequestFailed, message_of, refusal, shown_words
 from dca.serve.check.values import After
 
@@ -192,8 +192,8 @@ class Server:
         async def ask(client: openai.AsyncOpenAI) -> tuple[L, float]:
             started = time.monotonic()
             async with request(client) as response:
-                body = json.loads(await response.read())
-            return checked(kind, body), time.monotonic() - started
+                body = await response.read()
+            return checked(kind, json_of(body)), time.monotonic() - started
 
         return self._ask(ask, deadline)
 

@@ -82,7 +82,7 @@ def message_of(body: str) -> str:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        return _text_of(body) or "without a message"
+        return text_of(body) or "without a message"
     while isinstance(value, Mapping):
         inner = value.get("error") or value.get("message") or value.get("detail")
         if not inner:
@@ -91,7 +91,7 @@ def message_of(body: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _text_of(body: str) -> str:
+def text_of(body: str) -> str:
     """What a web page says; another text as it is."""
     if not PAGE.match(body):
         return body
