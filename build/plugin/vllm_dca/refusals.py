@@ -230,8 +230,7 @@ UNTRIED = {
     "connector": "a KV connector was not proven with dual chunk attention: it hands on keys that are rotated inside "
     "chunks, and nothing checks that another engine's chunks are the same. Remove --kv-transfer-config and "
     "--kv-offloading-size",
-    "stages": "pipeline parallelism was not proven with dual chunk attention. Remove --pipeline-parallel-size; tensor "
-    "parallelism works",
+    "stages": "pipeline parallelism was not proven with dual chunk attention. Use --tensor-parallel-size instead",
     "pooling": "pooling was not proven with dual chunk attention. Remove --runner pooling and --convert",
 }
 
@@ -352,6 +351,18 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
         dim=int(model.get_head_size()),
         untried=tuple(name for name, on in untried.items() if on),
     )
+
+
+# What changes nothing that attention gets, and was not proven all the same.
+DOUBTFUL = ("LoRA", "prompt embeddings", "expert parallelism", "data parallelism")
+
+
+def doubtful(vllm_config: Any) -> list[str]:
+    """What of `DOUBTFUL` is on."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    many = parallel.data_parallel_size > 1
+    on = (vllm_config.lora_config, model.enable_prompt_embeds, parallel.enable_expert_parallel, many)
+    return [name for name, value in zip(DOUBTFUL, on, strict=True) if value]
 
 
 def _has_window(config: Any) -> bool:

@@ -48,8 +48,6 @@ FEW: dict[str, Any] = {"max_model_len": 544, "num_gpu_blocks_override": 24}
 NARROW: dict[str, Any] = FEW | {"block_size": 16, "num_gpu_blocks_override": 48}
 # Tensor parallelism: each rank is a process of its own.
 TWO: dict[str, Any] = {"tensor_parallel_size": 2}
-# Pipeline parallelism: each stage is one, with half of the layers.
-STAGES: dict[str, Any] = {"pipeline_parallel_size": 2}
 # Tells the processes of ranks, which import this file, to take the stand-ins.
 STAND_INS = "DCA_TEST_STAND_INS"
 SCHEDULES = int(os.environ.get("DCA_SCHEDULES", "50"))
@@ -108,8 +106,6 @@ RUNS: dict[str, Run] = {
     "two ranks": Run(SMALL, PIECES | CACHED | TWO, twice=True),
     "two ranks that share a key head": Run(Tiny(4, 1, 128, DUAL), PIECES | {"block_size": 16} | TWO),
     "two ranks, sparse": Run(SPARSE, WHOLE | LONG | TWO, lengths=(200, 800), alone=True),
-    "two stages, prefix caching": Run(SMALL, PIECES | CACHED | STAGES, twice=True),
-    "two stages, sparse": Run(SPARSE, WHOLE | LONG | STAGES, lengths=(200, 800), alone=True),
     "scheduled ahead, prefix caching": Run(SMALL, PIECES | CACHED, twice=True, tokens=40, ahead=True),
     "scheduled ahead, fewer blocks than requests need": Run(
         SMALL, PIECES | FEW, lengths=(90, 150, 155, 158), tokens=80, ahead=True
