@@ -151,7 +151,7 @@ def test_docker_on_several_machines(tmp_path: Path) -> None:
     assert worker[-4:] == ["ray", "start", "--address=10.0.0.1:6379", "--block"]
     assert serve[:2] == ["docker", "exec"]
     assert serve[3:] == words(launch, launch.model)
-    assert all("--network=host" in started for started in (head, worker))
+    assert all("--network=host" in started and "memlock=-1" in started for started in (head, worker))
 
 
 @pytest.mark.slow

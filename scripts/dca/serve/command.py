@@ -315,7 +315,8 @@ def docker(launch: Launch) -> str:
         inner = [*image, *launch.words(where, apart=True)]
         opened = [OPEN] if launch.open else []
         return "\n".join([*lines, *opened, *_key(launch), _docker_broken(words, inner)])
-    common += ["-d", "--network=host", *mount, *options]
+    # Between machines, NCCL may lock memory for the network card, as units may.
+    common += ["-d", "--network=host", "--ulimit", "memlock=-1", *mount, *options]
     head = [*image, "start", "--head", f"--port={RAY_PORT}", "--block"]
     worker = [*image, "start", f"--address=$HEAD_ADDRESS:{RAY_PORT}", "--block"]
     serve = ["docker", "exec", f"serve-{launch.label}", "vllm", *launch.words(where)]
