@@ -304,13 +304,13 @@ def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Ca
         if trouble.code == troubles.UNREACHABLE:
             raise DcaError(
                 "DCA-160",
-                f"{server.shown} cannot be checked: {trouble.detail}.",
+                f"{server.shown} cannot be checked: {trouble.detail.rstrip('.')}.",
                 remedy=START if failed.kind == "gone" else trouble.remedy,
             ) from None
         if not asked.model:
             raise DcaError(
                 "DCA-161",
-                f"{server.shown} does not list its models: {trouble.detail}.",
+                f"{server.shown} does not list its models: {trouble.detail.rstrip('.')}.",
                 remedy="name the model with --model; the other requests do not need the list."
                 + (f" Or {troubles.PLACE}" if failed.status in ABSENT else ""),
             ) from None
@@ -405,7 +405,7 @@ def _verdict(result: ServeCheck, gone: str) -> str:
     # The first failure of each kind: a lost fact and a rejected prompt have different causes.
     troubled = {needle.outcome: needle for needle in reversed(result.needles) if needle.code}
     first = sorted(troubled.values(), key=result.needles.index)
-    words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail}" for needle in first]
+    words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail.rstrip('.')}" for needle in first]
     if result.needles:
         longest = max((needle.tokens for needle in result.needles if needle.length == result.reached), default=0)
         words.append(

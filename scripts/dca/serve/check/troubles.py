@@ -137,7 +137,7 @@ def _refused(failed: RequestFailed, *, long: bool) -> Explanation:
         return Explanation(
             PROMPT,
             f"the server rejects the prompt: {words}",
-            f"start the server with a greater --max-model-len, or check a shorter --length. {PLAN}",
+            f"let the server take longer prompts (vLLM: --max-model-len), or check a shorter --length. {PLAN}",
         )
     return Explanation(PROTOCOL, f"the server rejects the request: {words}", LOG)
 
