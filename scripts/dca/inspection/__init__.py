@@ -19,6 +19,7 @@ from dca.catalogue.recipes import PLUGIN, PLUGINS_GROUP
 from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
+from dca.foundation.printable import shown
 from dca.inspection import archive as wheels
 from dca.inspection import installed, kernel_repository, metadata, schemas, variant
 from dca.inspection import record as lists
@@ -127,8 +128,10 @@ def _inspect(
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
     problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
     points = _or_empty(archive, f"{info}/entry_points.txt")
-    commands, odd = metadata.commands(points)
-    problems += [*odd, *installed.check(names, info, tags)]
+    added = metadata.read_points(points)
+    folders = [member.filename for member in archive.infolist() if member.is_dir()]
+    problems += [*added.problems, *installed.check(names, folders, info, added.commands)]
+    problems += installed.check_elsewhere(names, added.commands, tags)
     listed = lists.read(archive, info)
     work = Work()
     looker = Looker(_sources(known, source, work), torch, asked, work)
@@ -164,7 +167,7 @@ def _inspect(
         transformers=about.requires("transformers"),
         engine=about.requires(ENGINE).replace(" ", ""),
         plugins=metadata.entry_points(points, PLUGINS_GROUP),
-        installs=tuple(installed.besides(names, name, commands))[:MOST_PROBLEMS],
+        installs=tuple([*installed.besides(names, name, added), *map(shown, about.elsewhere)])[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,
