@@ -9,12 +9,12 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import pytest
 
 from dca import inspection
-from dca.foundation import archives, zip_layout, zips
+from dca.foundation import archives, store, zip_layout, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import metadata
 from dca.trust import evidence
 from tests.support.odd_wheels import FINE, HOSTILE, INFO, TOLD, Entry, archive, entries, write
-from tests.support.served import environment, pip, uv
+from tests.support.served import environment, pip, served, uv
 
 PLAIN = FINE["plain"]()
 
@@ -114,12 +114,22 @@ def test_nothing_is_accepted_that_pip_or_uv_refuse(tmp_path: Path, chance: rando
         wheel = write(tmp_path / f"{number}", content)
         if problems(wheel):
             continue
-        words = ("--no-deps", "--no-index", "--target", str(tmp_path / f"{number}/out"), str(wheel))
         judged["uv"] += 1
-        assert uv("pip", "install", "--python", str(python), *words).returncode == 0, name
+        installed = ("--no-deps", "--target", str(tmp_path / f"{number}/out"))
+        page = tmp_path / f"{number}/simple/demo/index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(
+            f'<!DOCTYPE html><a href="../../{wheel.name}#sha256={store.sha256_bytes(content)}">{wheel.name}</a>'
+        )
+        with served(page.parents[2]) as web:
+            # Then uv unpacks a wheel while it arrives, and is stricter than with a file.
+            index = ("--index-url", f"{web.url}simple/", "demo")
+            done = uv("pip", "install", "--python", str(python), *installed, *index)
+        assert done.returncode == 0, (name, done.stderr)
         if not name.startswith("damage"):
             judged["pip"] += 1
-            assert pip(python, *words, "--upgrade").returncode == 0, name
+            done = pip(python, *installed, "--no-index", str(wheel), "--upgrade")
+            assert done.returncode == 0, (name, done.stderr)
     assert judged["pip"] == len(TOLD) + len(FINE)
     assert judged["uv"] > judged["pip"]
 

@@ -126,6 +126,8 @@ def _inspect(
     problems += [*about.problems, *wheels.check_names(about, info, wheel.name)]
     if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
+    elif not _is_text(zips.read(archive, f"{info}/METADATA")):
+        problems.append("METADATA is not UTF-8: pip refuses such a wheel.")
     problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
     points = _or_empty(archive, f"{info}/entry_points.txt")
     added = metadata.read_points(points)
@@ -269,6 +271,13 @@ def _or_empty(archive: zipfile.ZipFile, name: str) -> bytes:
     with contextlib.suppress(KeyError, *zips.UNREADABLE):
         return zips.read(archive, name)
     return b""
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return bool(content.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _has_sparse_function(archive: zipfile.ZipFile, path: str) -> bool:

@@ -221,7 +221,7 @@ def _odd_lines(head: bytes, title: str) -> Iterator[str]:
     try:
         text = head.decode()
     except UnicodeDecodeError:
-        yield f"{title} is not UTF-8: uv refuses such a wheel."
+        yield f"{title} is not UTF-8: pip or uv refuses such a wheel."
         return
     lines = text.replace("\r\n", "\n").split("\n")
     if "\r" in text.replace("\r\n", "") or _CONTROL.search(text.replace("\r", "")):
@@ -316,7 +316,9 @@ def read_points(content: bytes) -> Points:
     # pip has a parser of its own: no comments but with #, no section for all, and line ends of every kind.
     lines = content.decode().replace("\r\n", "\n").split("\n")
     odd = [line for line in lines if line.lstrip().startswith(";") or len(line.splitlines()) > 1]
-    odd += [f"[{title}]" for title in parser.sections() if title.strip().lower() in _COMMANDS and title not in _COMMANDS]
+    odd += [
+        f"[{title}]" for title in parser.sections() if title.strip().lower() in _COMMANDS and title not in _COMMANDS
+    ]
     odd += [f"[{parser.default_section}]"] if parser.defaults() else []
     problems += [f"entry_points.txt has {shown(line)}, which readers take differently." for line in odd[:1]]
     return Points(names, [title for title in parser.sections() if title not in _COMMANDS], problems)
