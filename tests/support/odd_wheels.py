@@ -393,6 +393,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "another tag": _wheel(WHEEL.replace(b"py3", b"cp38")),
     "a Root-Is-Purelib that is neither": _wheel(WHEEL.replace(b"true", b"maybe")),
     "two of Root-Is-Purelib": _wheel(WHEEL + b"Root-Is-Purelib: false\n"),
+    "keys of WHEEL in small letters": _wheel(WHEEL.lower()),
     "another build": _wheel(WHEEL + b"Build: 2\n"),
     "two versions of the format": _wheel(WHEEL + b"Wheel-Version: 1.0\n"),
     "a compressed tag": _wheel(WHEEL.replace(b"py3", b"py2.py3")),
@@ -441,6 +442,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a command in both ways": _points(b"[console_scripts]\nx = demo:x\n[gui_scripts]\nx = demo:x\n"),
     "commands that differ in capitals": _points(b"[console_scripts]\nx = demo:x\nX = demo:x\n"),
     "a command that is a device": _points(b"[console_scripts]\ncon = demo:x\n"),
+    "a command with spaces": _points(b"[console_scripts]\nx = demo : x\n"),
+    "a command with no extras in brackets": _points(b"[console_scripts]\nx = demo:x []\n"),
     "a command without a module's name": _points(b"[console_scripts]\nx = 1demo:x\n"),
     "a command that a comment hides": _points(b"[console_scripts]\n;x = demo:x\n"),
     "commands behind another line's end": _points(b"[console_scripts]\rls = demo:x\r"),
@@ -527,9 +530,61 @@ FINE: dict[str, Callable[[], bytes]] = {
 }
 
 
-def write(folder: Path, content: bytes) -> Path:
+def write(folder: Path, content: bytes, name: str = NAME) -> Path:
     """A wheel with these bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    path = folder / name
     path.write_bytes(content)
     return path
+
+
+def named(
+    file: str, version: str = "1.0", *, project: str = "demo", tags: tuple[str, ...] = ("py3-none-any",)
+) -> bytes:
+    """A wheel that is right by its content.
+
+    Args:
+        file: its name.
+        version: in METADATA.
+        project: in METADATA.
+        tags: in WHEEL.
+    """
+    info = f"{'-'.join(file.split('-')[:2])}.dist-info"
+    about = METADATA.replace(b"demo", project.encode()).replace(b"\nVersion: 1.0", f"\nVersion: {version}".encode())
+    lines = WHEEL.replace(b"Tag: py3-none-any\n", "".join(f"Tag: {tag}\n" for tag in tags).encode())
+    rows = [row("demo/__init__.py", CODE), row(f"{info}/METADATA", about), row(f"{info}/WHEEL", lines)]
+    record = "\n".join([*rows, f"{info}/RECORD,,"]) + "\n"
+    contents = {"METADATA": about, "WHEEL": lines, "RECORD": record.encode()}
+    return archive([Entry("demo/__init__.py"), *(Entry(f"{info}/{name}", text) for name, text in contents.items())])
+
+
+_LONG = "9" * 30
+# File names of wheels: those that are unusual and right, and those that pip or uv does not take.
+GOOD_NAMES: dict[str, Callable[[str], bytes]] = {
+    "demo-1.0-1-py3-none-any.whl": named,
+    "demo-1.0-2x_y-py3-none-any.whl": named,
+    "demo-1.0-py2.py3-none-any.whl": lambda file: named(file, tags=("py2-none-any", "py3-none-any")),
+    "demo-1!1.0-py3-none-any.whl": lambda file: named(file, "1!1.0"),
+    "demo-1.0+cu124.lean-py3-none-any.whl": lambda file: named(file, "1.0+cu124.lean"),
+    "demo-1.0rc1.post2.dev3-py3-none-any.whl": lambda file: named(file, "1.0rc1.post2.dev3"),
+    "Demo-1.0-py3-none-any.whl": lambda file: named(file, project="Demo"),
+    "de.mo-1.0-py3-none-any.whl": lambda file: named(file, project="de.mo"),
+    "demo-1.0.0-py3-none-any.whl": named,
+    "0-1.0-py3-none-any.whl": lambda file: named(file, project="0"),
+}
+BAD_NAMES: dict[str, Callable[[str], bytes]] = {
+    "demo-1.0-PY3-none-any.whl": named,
+    "demo-1.0-py3-none-any.WHL": named,
+    "demo-1.0-py3-none-.whl": named,
+    "demo-1.0-x1-py3-none-any.whl": named,
+    f"demo-1.0-{_LONG}-py3-none-any.whl": named,
+    f"demo-{_LONG}-py3-none-any.whl": lambda file: named(file, _LONG),
+    f"demo-1.0+{_LONG}-py3-none-any.whl": lambda file: named(file, f"1.0+{_LONG}"),
+    "demo-1.0%2Bcu124-py3-none-any.whl": lambda file: named(file, "1.0+cu124"),
+    "demo--1.0-py3-none-any.whl": named,
+    "de__mo-1.0-py3-none-any.whl": lambda file: named(file, project="de__mo"),
+    "demo-1.0-py3-none-any-cu124.whl": named,
+    "demo-1.0+x-py3-none-any.whl": lambda file: named(file, "1.0"),
+    "demo-1.0-py3-none-any.whl": lambda file: named(file, "1.0+x"),
+    "other-1.0-py3-none-any.whl": named,
+}

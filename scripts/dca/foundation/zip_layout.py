@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from dca.foundation.printable import shown, unseen
+from dca.foundation.printable import shown, unclear
 
 LONGEST_NAME, LONGEST_PART = 1024, 255
 """Bytes of a path and of a part of it, which Linux file systems take."""
@@ -27,13 +27,6 @@ _NEWEST = 63
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x8, 0x800
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075
-# Unassigned and private characters, which uv refuses.
-_UNASSIGNED = ("Cn", "Co")
-# What stands for a character that could not be decoded, which uv refuses; and the characters of letters' categories
-# that have no shape of their own (Default_Ignorable_Code_Point of Unicode), and the blank of Braille.
-_UNKNOWN = re.compile(
-    "[\ufffd\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
 # Names and characters that Windows keeps for itself (learn.microsoft.com/windows/win32/fileio/naming-a-file).
 _DEVICE = re.compile(r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
 _FOREIGN = re.compile('[<>:"|?*]')
@@ -101,7 +94,8 @@ def name_fault(name: str) -> str:
         return "leads out of the folder that it is unpacked to"
     if {"", "."} & set(parts):
         return "is not the only spelling of its path"
-    if unseen(name) or _UNKNOWN.search(name) or any(unicodedata.category(one) in _UNASSIGNED for one in name):
+    # uv refuses the replacement for what could not be decoded.
+    if unclear(name) or "\ufffd" in name:
         return "has control characters, others that are not seen, or others that not every reader knows"
     if len(name.encode()) > LONGEST_NAME or any(len(part.encode()) > LONGEST_PART for part in parts):
         return "is longer than a file system takes"
@@ -297,7 +291,7 @@ def _is_exact(extra: bytes, full: int) -> bool:
             return False
         kinds.append(kind)
     # Up to three bytes that are too few for a field are passed over by all readers.
-    return place <= len(extra) and kinds.count(_ZIP64) == (full > 0) and kinds.count(_UNICODE_PATH) < 2  # noqa: PLR2004
+    return place <= len(extra) and kinds.count(_ZIP64) == (full > 0) and kinds.count(_UNICODE_PATH) < 2
 
 
 def _is_descriptor(source: BinaryIO, place: int, end: int, numbers: tuple[int, int, int], *, wide: bool) -> bool:

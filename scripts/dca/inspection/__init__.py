@@ -67,7 +67,7 @@ def inspect(
     Raises:
         DcaError: DCA-701 if it is not a wheel, or holds more than is read; DCA-204 if there is no such file.
     """
-    if path.is_dir() or (path.is_file() and path.suffix != ".whl"):
+    if path.is_dir() or (path.is_file() and path.suffix.lower() != ".whl"):
         work = Work()
         return _loose(path, Looker(_sources({}, source, work), torch, asked or (), work))
     if not path.is_file():
@@ -169,7 +169,7 @@ def _inspect(
         transformers=about.requires("transformers"),
         engine=about.requires(ENGINE).replace(" ", ""),
         plugins=metadata.entry_points(points, PLUGINS_GROUP),
-        installs=tuple([*installed.besides(names, name, added), *map(shown, about.elsewhere)])[:MOST_PROBLEMS],
+        installs=(*installed.besides(names, name, added), *map(shown, about.elsewhere))[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,

@@ -37,7 +37,8 @@ _METADATA_VERSION, _WHEEL_VERSION = re.compile(r"[12]\.[0-9]+"), re.compile(r"1\
 # The fields that decide what is installed.
 _DECIDING = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist", "Provides-Extra")
 _DOTTED = r"(?!\d)\w+(?:\.(?!\d)\w+)*"
-_COMMAND = re.compile(rf"{_DOTTED}\s*:\s*{_DOTTED}\s*(\[[^\]]*\])?")
+# pip takes no spaces around the colon, and neither it nor uv an empty list of extras.
+_COMMAND = re.compile(rf"{_DOTTED}:{_DOTTED}\s*(\[[\w.,\s-]*\w[\w.,\s-]*\])?")
 _COMMANDS = ("console_scripts", "gui_scripts")
 
 
@@ -243,6 +244,13 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     problems = [*_odd_lines(content, "WHEEL")]
     message = email.message_from_string(content.decode("utf-8", "replace"))
     tags = {str(tag).strip() for tag in message.get_all("Tag", [])}
+    known = ("Wheel-Version", "Root-Is-Purelib", "Tag", "Build")
+    problems += [
+        f"WHEEL says {shown(key)} for {title}: uv takes the key for another."
+        for key in message
+        for title in known
+        if key != title and key.lower() == title.lower()
+    ]
     in_name = {str(tag) for tag in wheel_name(name).tags}
     if tags != in_name:
         told = shown(", ".join(sorted(tags))) or "no tag"
