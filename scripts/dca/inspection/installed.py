@@ -111,7 +111,7 @@ def besides(names: Iterable[str], project: str, points: Points) -> Iterator[str]
             seen["/".join(parts[:1]) + ("/" if len(parts) > 1 else "")] = None
     seen |= dict.fromkeys(f"the command {name}" for name in points.commands)
     others = [group for group in points.groups if canonicalize_name(group.split(".")[0]) != project]
-    seen |= dict.fromkeys(f"what programs run that look for {group}" for group in others)
+    seen |= dict.fromkeys(f"entry points for {group}" for group in others)
     if any(name.endswith(".pyc") for name in names):
         seen["compiled Python (.pyc), which need not be what its source says"] = None
     yield from map(shown, sorted(seen))
