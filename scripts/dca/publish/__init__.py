@@ -107,7 +107,7 @@ def publish(
             was = before[candidate.record.file]
             merged = _merged(candidate.record, was, additions.links_to)
             if was is None and (gone := known.kept.get(merged.file)):
-                # A wheel that was yanked before it was removed comes back yanked: the reason is still true of its bytes.
+                # What was yanked before it was removed comes back yanked: the reason is still true of its bytes.
                 merged = merged.model_copy(update={"yanked": gone.record.yanked})
             after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
         _check_variants(known, after)
