@@ -34,8 +34,8 @@ from dca.trust import signing
 from dca.trust.verify import Trusted, Verification
 from tests.publish.test_verified import KEY, OTHER
 from tests.support import SHARE, some
-from tests.support.made_wheels import Details, make
-from tests.support.served import uv
+from tests.support.made_wheels import Details, make, put
+from tests.support.served import served, uv
 from tests.support.uploads import instead_of_boto3
 from tests.support.web import Place
 
@@ -606,6 +606,22 @@ def test_a_command_without_the_key_leaves_no_statement_that_no_longer_fits(tmp_p
     change_record = json.loads(index.read(layout.record(wheel.name))) | {"yanked": None}
     (index.root / layout.record(wheel.name)).write_bytes(documents.canonical(change_record))
     assert any("was changed since the last signature" in one for one in publish.gc(index, [OURS]).statements)
+
+
+def test_metadata_beside_a_wheel_that_is_linked_elsewhere_is_checked(tmp_path: Path) -> None:
+    """Such as on the page of a release, where both are uploaded."""
+    wheel, there = make(tmp_path / "dist", "4.0+cu124"), Place()
+    put(tmp_path / "index", wheel, links_to=f"{there.url}/")
+    content = (tmp_path / "index" / layout.metadata(wheel.name)).read_bytes()
+    host, name = there.url.removeprefix("http://"), f"/{quote(wheel.name)}"
+    there.pages[name] = ("application/octet-stream", wheel.read_bytes())
+    with served(tmp_path / "index") as web:
+        source = Served(web.url, (host,))
+        assert any("metadata is missing" in one for one in wrong(verify_index(source, Trusted(), Silent())))
+        there.pages[f"{name}.metadata"] = ("text/plain", content)
+        assert wrong(verify_index(source, Trusted(), Silent())) == []
+        there.pages[f"{name}.metadata"] = ("text/plain", content + b"Requires-Dist: evil\n")
+        assert any("metadata has sha256" in one for one in wrong(verify_index(source, Trusted(), Silent())))
 
 
 PAGE, WHEEL, SIDECAR = "/simple/vllm/", f"/{quote(layout.wheel(GOOD))}", f"/{quote(layout.metadata(GOOD))}"

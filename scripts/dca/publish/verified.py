@@ -100,6 +100,13 @@ class Source(Protocol):
             AnswerError: if it leads to another host, or is sent as something else.
         """
 
+    def beside(self, record: Record) -> Iterator[str]:
+        """Problems of the METADATA beside a wheel that is linked elsewhere.
+
+        Raises:
+            AnswerError: if it leads to another host, or is sent as something else.
+        """
+
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
         """Problems that can only be found in a folder, where all files are visible.
 
@@ -136,6 +143,10 @@ class Folder:
         if not path.is_file():
             raise FileNotFoundError(path)
         return path
+
+    def beside(self, record: Record) -> Iterator[str]:  # noqa: ARG002 - no other host
+        """None: no other host is asked."""
+        return iter(())
 
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
         """The problems that `check` finds."""
@@ -431,6 +442,7 @@ def _wheel(
         wheel = source.wheel(record, folder)
         if (actual := store.sha256_file(wheel)) != record.sha256:
             wrong.append(f"{record.file} has sha256 {actual}, but its record says {record.sha256}.")
+        wrong += source.beside(record)
         inspected = inspection.inspect(wheel)
         with zips.opened(wheel) as archive:
             own = metadata.read_own(archive, "METADATA")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.printable import shown
 from dca.foundation.secrets import redact
@@ -168,6 +169,21 @@ class Served:
             for block in self._blocks(answer, min(record.bytes, index.MOST_BYTES)):
                 stream.write(block)
         return target
+
+    def beside(self, record: Record) -> Iterator[str]:
+        """Problems of the METADATA beside a wheel that is linked elsewhere: pip and uv ask for it there."""
+        if not record.links_to:
+            return
+        url = urljoin(record.links_to, layout.url(f"{record.file}.metadata"))
+        try:
+            with self._get(url) as answer:
+                _check_whole(answer, redact(url))
+                content = b"".join(self._blocks(answer, PAGE_BYTES))
+        except FileNotFoundError:
+            yield f"{redact(url)} is missing; pip and uv ask for it."
+            return
+        if (actual := store.sha256_bytes(content)) != record.metadata_sha256:
+            yield f"{redact(url)} has sha256 {actual}, but its record says {record.metadata_sha256}."
 
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:  # noqa: ARG002 - as the protocol says
         """None: files without a link are not visible."""
