@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from dca import inspection
 from dca.foundation import archives, store, zip_layout, zips
 from dca.foundation.errors import DcaError
-from dca.inspection import metadata
+from dca.inspection import installed, metadata
 from dca.trust import evidence
 from tests.support.odd_wheels import (
     BAD_NAMES,
@@ -66,6 +66,16 @@ def test_file_names_are_those_that_pip_and_uv_take(tmp_path: Path) -> None:
             wheel = tmp_path / name
             wheel.write_bytes(make(name))
             assert bool(problems(wheel)) is not good, (name, problems(wheel))
+
+
+def test_compiled_modules_in_the_folder_of_pure_python_are_told() -> None:
+    for name in ("demo/x.abi3.so", "x.cpython-311-x86_64-linux-gnu.so", "demo/x.cp311-win_amd64.pyd"):
+        assert name in " ".join(installed.misplaced([name], pure=True))
+        assert list(installed.misplaced([name], pure=False)) == []
+        assert list(installed.misplaced([f"demo-1.0.data/platlib/{name}"], pure=True)) == []
+    assert list(installed.misplaced(["demo/libx.so.1", "demo/libx.so"], pure=True)) == [], "no module of Python"
+    assert metadata.is_pure(b"Root-Is-Purelib: TRUE\n")
+    assert not metadata.is_pure(b"Root-Is-Purelib: false\n")
 
 
 def test_a_wheel_for_linux_may_have_names_that_differ_in_capitals(tmp_path: Path) -> None:

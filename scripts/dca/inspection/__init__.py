@@ -128,7 +128,8 @@ def _inspect(
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
     elif not _is_text(zips.read(archive, f"{info}/METADATA")):
         problems.append("METADATA is not UTF-8: pip refuses such a wheel.")
-    problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
+    wheel_file = zips.read(archive, f"{info}/WHEEL")
+    problems += metadata.check_wheel(wheel_file, wheel.name)
     points = _or_empty(archive, f"{info}/entry_points.txt")
     added = metadata.read_points(points)
     folders = [member.filename for member in archive.infolist() if member.is_dir()]
@@ -169,7 +170,11 @@ def _inspect(
         transformers=about.requires("transformers"),
         engine=about.requires(ENGINE).replace(" ", ""),
         plugins=metadata.entry_points(points, PLUGINS_GROUP),
-        installs=(*installed.besides(names, name, added), *map(shown, about.elsewhere))[:MOST_PROBLEMS],
+        installs=(
+            *installed.besides(names, name, added),
+            *map(shown, about.elsewhere),
+            *installed.misplaced(names, pure=metadata.is_pure(wheel_file)),
+        )[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,

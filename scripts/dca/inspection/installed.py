@@ -22,6 +22,8 @@ _PLACES = (*_SITE, _SCRIPTS, "headers", "data")
 _UNKNOWN = f"{{}} is in no folder of {{}} that installers know: {', '.join(_PLACES)}."
 # uv keeps these names, with or without a version; installers write the file.
 _PYTHON, _DIRECT = re.compile(r"(python|pypy)(w|[0-9.]*)(\.exe)?", re.IGNORECASE), "direct_url.json"
+# Compiled for a Python; other libraries are also in wheels of pure Python.
+_MODULE = re.compile(r"\.(abi3|cpython-[^/]+)\.so$|\.cp[0-9]+-[^/]+\.pyd$")
 # What installers take for an installed package.
 _OF_PACKAGES = (".dist-info", ".egg-info", ".egg-link")
 # Modules that Python imports at its start, if they are there.
@@ -115,6 +117,18 @@ def besides(names: Iterable[str], project: str, points: Points) -> Iterator[str]
     if any(name.endswith(".pyc") for name in names):
         seen["compiled Python (.pyc), which need not be what its source says"] = None
     yield from map(shown, sorted(seen))
+
+
+def misplaced(names: Iterable[str], *, pure: bool) -> Iterator[str]:
+    """Compiled modules of a wheel that says it is pure Python, in words; some systems keep the two apart.
+
+    Args:
+        names: paths of the wheel's files.
+        pure: whether it says so.
+    """
+    modules = [name for name in names if _MODULE.search(name) and f"{DATA}/platlib/" not in name]
+    if pure and modules:
+        yield f"compiled modules such as {shown(modules[0])}, to the folder of pure Python"
 
 
 def _place(name: str) -> list[str]:

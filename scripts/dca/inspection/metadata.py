@@ -289,6 +289,16 @@ def entry_points(content: bytes, group: str) -> dict[str, str]:
     return dict(parser.items(group)) if parser.has_section(group) else {}
 
 
+def is_pure(content: bytes) -> bool:
+    """Whether WHEEL says that the wheel goes to the folder of pure Python.
+
+    Args:
+        content: of WHEEL.
+    """
+    message = email.message_from_string(content.decode("utf-8", "replace"))
+    return str(message.get("Root-Is-Purelib", "")).strip().lower() == "true"
+
+
 class Points(NamedTuple):
     """What entry_points.txt adds to an environment.
 
