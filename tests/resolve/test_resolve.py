@@ -955,6 +955,9 @@ def test_what_cannot_be_built_is_refused_with_its_codes(changes: dict[str, Any],
             "Python.h",
             ("sudo apt install python3.11-dev",),
         ),
+        ({}, world(reached=reach(apt=False)), "DCA-302", "no mirror", ("doctor --only network", "--toolkit DIR")),
+        # No download would help.
+        ({"toolkit": NAMED.path}, world(machine(toolkits=(NAMED,))), "DCA-302", "another major", ("install one of",)),
         ({"archs": ("7.5",)}, world(), "DCA-305", "7.5", ("--prebuilt all", "--profile full --arch 7.5")),
         ({"groups": ("fp8",), "archs": ("8.0", "9.0")}, world(), "DCA-305", "`fp8`", ("--prebuilt all",)),
         (
@@ -975,6 +978,7 @@ def test_a_refusal_says_why_and_what_works_instead(
     assert reason.code == code
     assert text in reason.text
     assert all(remedy in reason.remedy for remedy in remedies)
+    assert ("doctor" in reason.remedy) == any("doctor" in remedy for remedy in remedies)
 
 
 def caches(shared: str = "", ccache: str = "", scheduler: str = "") -> tuple[FoundCache, ...]:
