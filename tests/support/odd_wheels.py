@@ -201,7 +201,7 @@ def _ended(*, change: Mapping[str, int] = MappingProxyType({}), full: bool = Fal
         whole = archive(entries())
         body, end = whole[:-22], struct.unpack("<4s4H2IH", whole[-22:])
         right = {"here": end[3], "every": end[4], "size": end[5], "start": end[6], "place": len(body), "disks": 1}
-        here, every, size, start, place, disks = (right | change).values()
+        here, every, size, start, place, disks = {**right, **change}.values()
         body += struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, here, every, size, start)
         body += struct.pack("<4sIQI", b"PK\x06\x07", 0, place, disks)
         return body + (
