@@ -1014,6 +1014,28 @@ def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(
     assert plan.key == planned(Request(compiler_cache="off")).key
 
 
+@pytest.mark.parametrize(
+    ("asked", "found", "chosen", "said"),
+    [
+        ("auto", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
+        ("sccache", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
+        ("sccache", caches(scheduler="CONF"), None, "--offline forbids to ask the scheduler that CONF names."),
+        ("auto", caches(scheduler="CONF"), None, "also keeps those of other patches and options."),
+        ("sccache", caches(), "sccache", "requested with --compiler-cache sccache."),
+    ],
+)
+def test_a_build_without_a_network_uses_no_compiler_cache_that_needs_one(
+    asked: CacheOption, found: tuple[FoundCache, ...], chosen: str | None, said: str
+) -> None:
+    seen = world(machine(caches=found))
+    plan = planned(Request(compiler_cache=asked), dataclasses.replace(seen, offline=True))
+    assert (plan.compiler_cache.name if plan.compiler_cache else None) == chosen
+    reason = next(choice.reason for choice in plan.choices if choice.subject == "compiler cache")
+    assert reason.endswith(said)
+    # Who asked for a cache is warned.
+    assert any(said in warning for warning in plan.warnings) == (asked != "auto" and chosen is None)
+
+
 def test_a_compiler_cache_that_breaks_on_the_toolkit_is_not_used() -> None:
     """No recipe compiles with such a CUDA yet: the data say that this one breaks."""
     (sccache, *rest) = compiler_caches.load_all()
