@@ -28,8 +28,10 @@ def ignore_pythonpath() -> None:
 def main() -> None:
     """Run the command line."""
     ignore_pythonpath()
-    from dca.cli import main as run_command_line
-
+    try:
+        from dca.cli import main as run_command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
     run_command_line()
 
 

@@ -227,3 +227,23 @@ def test_under_nohup_the_end_of_the_terminal_is_no_interruption(ignored: bool) -
     )
     done = python("-c", program)
     assert ("Interrupted" in done.stderr, done.returncode) == ((False, 0) if ignored else (True, 1))
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interruption_that_a_library_wraps_is_still_one(number: str) -> None:
+    """pydantic raises an error of its own where Ctrl-C arrives while it makes a class, as at a command's start."""
+    program = (
+        "import signal; from dca import cli\n"
+        "def main(**_):\n"
+        "    try:\n"
+        f"        WHETHER and signal.raise_signal(signal.{number})\n"
+        "    except BaseException as error:\n"
+        "        raise ValueError(f'a validator: {error!r}') from error\n"
+        "    raise ValueError('a fault')\n"
+        "cli.root.main = main\n"
+        "cli.main()"
+    )
+    done = python("-c", program.replace("WHETHER", "True"))
+    assert (done.returncode, done.stderr.startswith("Interrupted.")) == (130, True), done.stderr
+    done = python("-c", program.replace("WHETHER", "False"))
+    assert (done.returncode, "a fault" in done.stderr) == (1, True), "a fault is none"

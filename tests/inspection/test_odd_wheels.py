@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from dca import inspection
-from dca.foundation import archives, zip_layout, zips
+from dca.foundation import archives, store, zip_layout, zips
 from dca.foundation.errors import DcaError
-from dca.inspection import metadata
+from dca.inspection import installed, metadata
 from dca.trust import evidence
-from tests.support.odd_wheels import FINE, HOSTILE, INFO, TOLD, Entry, archive, entries, write
-from tests.support.served import environment, pip, uv
+from tests.support.odd_wheels import (
+    BAD_NAMES,
+    FINE,
+    GOOD_NAMES,
+    HOSTILE,
+    INFO,
+    NAME,
+    TOLD,
+    Entry,
+    archive,
+    entries,
+    write,
+)
+from tests.support.served import environment, pip, served, uv
 
 PLAIN = FINE["plain"]()
 
@@ -47,6 +60,24 @@ def test_what_a_wheel_installs_besides_its_package_is_told(tmp_path: Path) -> No
     assert inspection.inspect(write(tmp_path, PLAIN)).installs == ()
 
 
+def test_file_names_are_those_that_pip_and_uv_take(tmp_path: Path) -> None:
+    for good, makes in ((True, GOOD_NAMES), (False, BAD_NAMES)):
+        for name, make in makes.items():
+            wheel = tmp_path / name
+            wheel.write_bytes(make(name))
+            assert bool(problems(wheel)) is not good, (name, problems(wheel))
+
+
+def test_compiled_modules_in_the_folder_of_pure_python_are_told() -> None:
+    for name in ("demo/x.abi3.so", "x.cpython-311-x86_64-linux-gnu.so", "demo/x.cp311-win_amd64.pyd"):
+        assert name in " ".join(installed.misplaced([name], pure=True))
+        assert list(installed.misplaced([name], pure=False)) == []
+        assert list(installed.misplaced([f"demo-1.0.data/platlib/{name}"], pure=True)) == []
+    assert list(installed.misplaced(["demo/libx.so.1", "demo/libx.so"], pure=True)) == [], "no module of Python"
+    assert metadata.is_pure(b"Root-Is-Purelib: TRUE\n")
+    assert not metadata.is_pure(b"Root-Is-Purelib: false\n")
+
+
 def test_a_wheel_for_linux_may_have_names_that_differ_in_capitals(tmp_path: Path) -> None:
     tag = "cp38-abi3-manylinux_2_28_x86_64"
     wheel = write(tmp_path, HOSTILE["capital letters"]().replace(b"Tag: py3-none-any", f"Tag: {tag}".encode()))
@@ -68,7 +99,7 @@ def test_only_an_archive_without_faults_is_unpacked(tmp_path: Path) -> None:
     refused = 0
     for name, make in HOSTILE.items():
         wheel = write(tmp_path, make())
-        if not is_zipfile(wheel) or faults(wheel):
+        if faults(wheel):
             refused += 1
             with pytest.raises(DcaError) as error:
                 archives.unpack_wheel(wheel, tmp_path / "out")
@@ -110,17 +141,30 @@ def test_nothing_is_accepted_that_pip_or_uv_refuse(tmp_path: Path, chance: rando
     makes = [*HOSTILE.items(), *((name, make) for name, (make, _) in TOLD.items()), *FINE.items()]
     odd = [(f"damage {number}", damaged(chance)) for number in range(2000)]
     judged = {"pip": 0, "uv": 0}
-    for number, (name, content) in enumerate([*((name, make()) for name, make in makes), *odd]):
-        wheel = write(tmp_path / f"{number}", content)
+    every = [(name, NAME, make()) for name, make in makes] + [(name, NAME, content) for name, content in odd]
+    every += [(name, name, make(name)) for names in (GOOD_NAMES, BAD_NAMES) for name, make in names.items()]
+    for number, (name, file, content) in enumerate(every):
+        wheel = write(tmp_path / f"{number}", content, file)
         if problems(wheel):
             continue
-        words = ("--no-deps", "--no-index", "--target", str(tmp_path / f"{number}/out"), str(wheel))
         judged["uv"] += 1
-        assert uv("pip", "install", "--python", str(python), *words).returncode == 0, name
+        installed = ("--no-deps", "--target", str(tmp_path / f"{number}/out"))
+        project = canonicalize_name(file.split("-")[0])
+        page = tmp_path / f"{number}/simple/{project}/index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(
+            f'<!DOCTYPE html><a href="../../{wheel.name}#sha256={store.sha256_bytes(content)}">{wheel.name}</a>'
+        )
+        with served(page.parents[2]) as web:
+            # Then uv unpacks a wheel while it arrives, and is stricter than with a file.
+            index = ("--prerelease", "allow", "--index-url", f"{web.url}simple/", project)
+            done = uv("pip", "install", "--python", str(python), *installed, *index)
+        assert done.returncode == 0, (name, done.stderr)
         if not name.startswith("damage"):
             judged["pip"] += 1
-            assert pip(python, *words, "--upgrade").returncode == 0, name
-    assert judged["pip"] == len(TOLD) + len(FINE)
+            done = pip(python, *installed, "--no-index", str(wheel), "--upgrade")
+            assert done.returncode == 0, (name, done.stderr)
+    assert judged["pip"] == len(TOLD) + len(FINE) + len(GOOD_NAMES)
     assert judged["uv"] > judged["pip"]
 
 

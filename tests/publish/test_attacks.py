@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 import re
@@ -33,7 +34,8 @@ from dca.trust import signing
 from dca.trust.verify import Trusted, Verification
 from tests.publish.test_verified import KEY, OTHER
 from tests.support import SHARE, some
-from tests.support.made_wheels import Details, make
+from tests.support.made_wheels import Details, make, put
+from tests.support.served import served, uv
 from tests.support.uploads import instead_of_boto3
 from tests.support.web import Place
 
@@ -604,6 +606,86 @@ def test_a_command_without_the_key_leaves_no_statement_that_no_longer_fits(tmp_p
     change_record = json.loads(index.read(layout.record(wheel.name))) | {"yanked": None}
     (index.root / layout.record(wheel.name)).write_bytes(documents.canonical(change_record))
     assert any("was changed since the last signature" in one for one in publish.gc(index, [OURS]).statements)
+
+
+def test_metadata_beside_a_wheel_that_is_linked_elsewhere_is_checked(tmp_path: Path) -> None:
+    """Such as on the page of a release, where both are uploaded."""
+    wheel, there = make(tmp_path / "dist", "4.0+cu124"), Place()
+    put(tmp_path / "index", wheel, links_to=f"{there.url}/")
+    content = (tmp_path / "index" / layout.metadata(wheel.name)).read_bytes()
+    host, name = there.url.removeprefix("http://"), f"/{quote(wheel.name)}"
+    there.pages[name] = ("application/octet-stream", wheel.read_bytes())
+    with served(tmp_path / "index") as web:
+        source = Served(web.url, (host,))
+        assert any("metadata is missing" in one for one in wrong(verify_index(source, Trusted(), Silent())))
+        there.pages[f"{name}.metadata"] = ("text/plain", content)
+        assert wrong(verify_index(source, Trusted(), Silent())) == []
+        there.pages[f"{name}.metadata"] = ("text/plain", content + b"Requires-Dist: evil\n")
+        assert any("metadata has sha256" in one for one in wrong(verify_index(source, Trusted(), Silent())))
+
+
+PAGE, WHEEL, SIDECAR = "/simple/vllm/", f"/{quote(layout.wheel(GOOD))}", f"/{quote(layout.metadata(GOOD))}"
+
+
+def encoded(place: Place, path: str, body: bytes, *, always: bool = False) -> None:
+    """Send a file compressed: to those who take that, or to everybody."""
+    kind, plain = place.pages[path]
+
+    def answer(handler: Any) -> None:
+        packs = always or "gzip" in handler.headers.get("Accept-Encoding", "")
+        content = gzip.compress(body) if packs else plain
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(content)))
+        if packs:
+            handler.send_header("Content-Encoding", "gzip")
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    place.odd[path] = answer
+
+
+def test_another_page_in_another_encoding_is_found(site: Site, tmp_path: Path) -> None:
+    """As a server has it that sends `index.html.gz` to whoever takes gzip: pip and uv do."""
+    place = site.serve()
+    kind, honest = place.pages[PAGE]
+    encoded(place, PAGE, honest)
+    assert wrong(verify_index(Served(place.url), BY_KEY, Silent())) == []
+    names = ("pip", "install", "--dry-run", "--no-deps", "--index-url", f"{place.url}/simple/", "vllm==4.0+cu124")
+    assert uv(*names, "--target", str(tmp_path / "out")).returncode == 0
+    encoded(place, PAGE, b"<!DOCTYPE html>")
+    found = wrong(verify_index(Served(place.url), BY_KEY, Silent()))
+    assert any(PAGE[1:] in one for one in found), kind
+    assert uv(*names, "--target", str(tmp_path / "out")).returncode != 0, "it is what uv takes"
+
+
+@pytest.mark.parametrize(("path", "name"), [(WHEEL, layout.wheel(GOOD)), (SIDECAR, layout.metadata(GOOD))])
+def test_a_file_that_installers_would_have_to_decode_is_found(site: Site, path: str, name: str) -> None:
+    place = site.serve()
+    encoded(place, path, place.pages[path][1], always=True)
+    assert any(
+        one.startswith(f"{name} is sent in the encoding 'gzip'")
+        for one in wrong(verify_index(Served(place.url), BY_KEY, Silent()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("charset", "fine"),
+    [
+        ("utf-8", True),
+        ("UTF-8", True),
+        ('"utf-8"', True),
+        ("iso-8859-1", True),
+        ("utf-7", False),
+        ("utf-16", False),
+        ("x", False),
+    ],
+)
+def test_a_page_in_another_character_set_is_found(site: Site, charset: str, fine: bool) -> None:
+    """Which turns `+` of a version into other characters, or leaves no link."""
+    site.kinds["simple/vllm/"] = site.kinds["simple/vllm/index.html"] = f"text/html; charset={charset}"
+    found = wrong(verified(site))
+    assert (not found) is fine, found
 
 
 @pytest.mark.long

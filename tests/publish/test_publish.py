@@ -484,6 +484,20 @@ def test_the_hashes_of_records_are_what_other_programs_read(tmp_path: Path) -> N
     assert checked.stdout.count(": OK") == 2
 
 
+def test_a_yanked_wheel_that_was_removed_comes_back_yanked(tmp_path: Path) -> None:
+    index, wheel = tmp_path / "index", make(tmp_path, "1.0")
+    put(index, wheel)
+    place = Folder(index)
+    publish.yank(["1.0"], "CVE-2026-1", place)
+    publish.remove(["1.0"], place)
+    (back,) = put(index, wheel).added
+    assert (back.state, back.yanked) == ("listed", "CVE-2026-1")
+    assert check(index).fine
+    assert publish.unyank(["1.0"], place).changed[0].yanked is None
+    publish.remove(["1.0"], place)
+    assert put(index, wheel).added[0].yanked is None
+
+
 def test_a_removed_wheel_keeps_its_record_as_it_was(tmp_path: Path) -> None:
     """No page shows it."""
     index, wheel = tmp_path / "index", make(tmp_path, "1.0")

@@ -87,16 +87,23 @@ def root() -> None:
     """
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
+# The signals that arrived.
+_received: set[int] = set()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
     from dca.foundation.errors import Interrupted
 
+    _received.add(number)
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)
     raise Interrupted
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup ignores SIGHUP; that must stay so.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup ignores SIGHUP, and a shell's `&` Ctrl-C; that must stay so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminated)
     code = run(sys.argv[1:])
@@ -121,18 +128,30 @@ def run(arguments: list[str]) -> int:
         path = error.ctx.command_path if error.ctx else _path_of(arguments)
         return _say(DcaError("DCA-201", error.format_message(), remedy=f"see `{path} --help`."), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted) as error:
-        # Everything is cleaned up already, so another Ctrl-C is ignored.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         # click puts Ctrl-C into an exception of its own.
-        said = str(error.__cause__ or "") or str(error)
-        click.echo(f"Interrupted. {said or CONTINUES}", err=True)
-        return INTERRUPTED
+        return _interrupted(str(error.__cause__ or "") or str(error))
     except DcaError as error:
         return _say(error, as_json=as_json and not error.answered)
     except OSError as error:
         # Standard output itself may be what failed, so no JSON is written to it.
         return _say(from_os_error(error), as_json=False)
+    except Exception:
+        # Libraries turn what interrupts them into errors of their own, such as pydantic while it makes a class.
+        if not _received:
+            raise
+        return _interrupted("")
+
+
+def _interrupted(said: str) -> int:
+    """Say that a signal ended the command; everything is cleaned up already, so another one is ignored.
+
+    Args:
+        said: what is kept; empty for the usual.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    click.echo(f"Interrupted. {said or CONTINUES}", err=True)
+    return INTERRUPTED
 
 
 def _path_of(arguments: list[str]) -> str:

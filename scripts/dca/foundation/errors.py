@@ -112,6 +112,6 @@ def disk_full(where: str, why: str = "") -> DcaError:
         "DCA-101",
         f"the disk is full{' ' + where if where else ''}.",
         why=why,
-        remedy="free some space, or choose another cache folder with --cache-dir (DCA_CACHE_DIR); "
+        remedy="free some space, or choose a folder on another disk (for the cache: --cache-dir, DCA_CACHE_DIR); "
         "then run the same command again: finished work is kept.",
     )

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from dca.foundation.printable import shown, unseen
+from dca.foundation.printable import shown, unclear
 
 LONGEST_NAME, LONGEST_PART = 1024, 255
 """Bytes of a path and of a part of it, which Linux file systems take."""
@@ -27,7 +27,28 @@ _NEWEST = 63
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x8, 0x800
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075
+# Names and characters that Windows keeps for itself (learn.microsoft.com/windows/win32/fileio/naming-a-file).
+_DEVICE = re.compile(r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
+_FOREIGN = re.compile('[<>:"|?*]')
 _SIGNATURE = re.compile(rb"PK(?:\x01\x02|\x03\x04|\x05\x06|\x06\x06|\x06\x07)")
+
+
+class _Listed(NamedTuple):
+    """A file in the list at the end.
+
+    Args:
+        name: of it.
+        full: how many of its sizes and its place are too large for their fields, so that an extra field has them.
+        disk: that it is on.
+        extra: its extra fields.
+        comment: on it.
+    """
+
+    name: bytes
+    full: int
+    disk: int
+    extra: bytes
+    comment: bytes
 
 
 class _Head(NamedTuple):
@@ -42,6 +63,7 @@ class _Head(NamedTuple):
     name: bytes
     extra: bytes
     length: int
+    full: int
 
 
 def faults(source: BinaryIO, archive: zipfile.ZipFile) -> Iterator[str]:
@@ -72,10 +94,23 @@ def name_fault(name: str) -> str:
         return "leads out of the folder that it is unpacked to"
     if {"", "."} & set(parts):
         return "is not the only spelling of its path"
-    if unseen(name):
-        return "has control characters, or others that are not seen"
+    # uv refuses the replacement for what could not be decoded.
+    if unclear(name) or "\ufffd" in name:
+        return "has control characters, others that are not seen, or others that not every reader knows"
     if len(name.encode()) > LONGEST_NAME or any(len(part.encode()) > LONGEST_PART for part in parts):
         return "is longer than a file system takes"
+    return ""
+
+
+def windows_fault(name: str) -> str:
+    """Why a path in an archive names no file on Windows, or another one; empty if it names one."""
+    for part in name.removesuffix("/").split("/"):
+        if _FOREIGN.search(part):
+            return "has a character that no file name has on Windows"
+        if part.endswith((" ", ".")):
+            return "ends with what Windows removes from a name"
+        if _DEVICE.fullmatch(part.partition(".")[0].rstrip(" ")):
+            return "is the name of a device on Windows"
     return ""
 
 
@@ -126,6 +161,8 @@ def _entry(entry: zipfile.ZipInfo) -> Iterator[str]:
         yield f"{name} is {'a symbolic link' if kind == stat.S_IFLNK else 'not a file'}."
     elif kind and (kind == stat.S_IFDIR) != entry.orig_filename.endswith("/"):
         yield f"{name} is a folder by its mode or by its name, but not by both."
+    elif entry.external_attr >> 16 & (stat.S_ISUID | stat.S_ISGID):
+        yield f"{name} has a mode with which a program runs as another user."
     if entry.orig_filename.endswith("/") and entry.file_size:
         yield f"{name} is a folder with content."
     if entry.flag_bits & _ENCRYPTED:
@@ -146,25 +183,38 @@ def _bytes(source: BinaryIO, entries: list[zipfile.ZipInfo], start: int) -> Iter
         yield "there are bytes in front of the archive."
     ends = [*(entry.header_offset for entry in entries[1:]), start][: len(entries)]
     listed, end = _listed(source, start)
-    known = set(listed)
+    known = {one.name for one in listed}
+    for one in listed:
+        yield from _more(one)
     for entry, next_one in zip(entries, ends, strict=True):
         yield from _file(source, entry, next_one, known)
     yield from _end(source, start, end, len(listed))
 
 
-def _listed(source: BinaryIO, start: int) -> tuple[list[bytes], int]:
-    """The names in the list of files as bytes, and where it ends."""
+def _listed(source: BinaryIO, start: int) -> tuple[list[_Listed], int]:
+    """The list of files, and where it ends."""
     source.seek(start)
-    listed: list[bytes] = []
+    listed: list[_Listed] = []
     place = start
     while True:
         head = source.read(_CENTRAL.size)
         if len(head) < _CENTRAL.size or not head.startswith(b"PK\x01\x02"):
             return listed, place
-        *_, name, extra, comment, _disk, _internal, _external, _offset = _CENTRAL.unpack(head)
-        listed.append(source.read(name))
-        source.seek(extra + comment, 1)
+        *_, stored, size, name, extra, comment, disk, _internal, _external, offset = _CENTRAL.unpack(head)
+        full = (size == _FULL32) + (stored == _FULL32) + (offset == _FULL32)
+        listed.append(_Listed(source.read(name), full, disk, source.read(extra), source.read(comment)))
         place = source.tell()
+
+
+def _more(listed: _Listed) -> Iterator[str]:
+    """What is wrong with what the list of files says of a file besides its header."""
+    name = shown(listed.name.decode("utf-8", "replace"))
+    if not _is_exact(listed.extra, listed.full):
+        yield f"the extra fields of {name} in the list of files are not right."
+    if listed.disk:
+        yield f"{name} is on another disk."
+    if _SIGNATURE.search(listed.comment):
+        yield f"there is another archive in the comment of {name}."
 
 
 def _file(source: BinaryIO, entry: zipfile.ZipInfo, end: int, listed: set[bytes]) -> Iterator[str]:
@@ -189,10 +239,12 @@ def _file(source: BinaryIO, entry: zipfile.ZipInfo, end: int, listed: set[bytes]
         path = _fields(extra).get(_UNICODE_PATH)
         if path is not None and path[5:] != raw:
             yield f"{name} has a second name in an extra field."
+    if not _is_exact(head.extra, head.full):
+        yield f"the extra fields in front of {name} are not right."
     content = entry.header_offset + head.length + entry.compress_size
     if content > end:
         yield f"{name} overlaps with what follows it."
-    elif not _is_descriptor(source, content, end, numbers) if described else content != end:
+    elif not _is_descriptor(source, content, end, numbers, wide=head.full > 0) if described else content != end:
         yield f"there are bytes behind {name} that belong to no file."
 
 
@@ -206,11 +258,12 @@ def _head(source: BinaryIO, place: int) -> _Head | None:
         return None
     _, needs, flags, method, _, _, crc, stored, size, name_length, extra_length = _LOCAL.unpack(fixed)
     name, extra = source.read(name_length), source.read(extra_length)
+    full = (size == _FULL32) + (stored == _FULL32)
     if _FULL32 in (stored, size) and (wide := _fields(extra).get(_ZIP64)):
         values = iter(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
         size = next(values, size) if size == _FULL32 else size
         stored = next(values, stored) if stored == _FULL32 else stored
-    return _Head(needs, flags, method, crc, stored, size, name, extra, _LOCAL.size + name_length + extra_length)
+    return _Head(needs, flags, method, crc, stored, size, name, extra, _LOCAL.size + name_length + extra_length, full)
 
 
 def _fields(extra: bytes) -> dict[int, bytes]:
@@ -223,14 +276,39 @@ def _fields(extra: bytes) -> dict[int, bytes]:
     return fields
 
 
-def _is_descriptor(source: BinaryIO, place: int, end: int, numbers: tuple[int, int, int]) -> bool:
-    """Whether the bytes behind a content are its descriptor, with the numbers that the list has."""
-    if end - place > 24:
+def _is_exact(extra: bytes, full: int) -> bool:
+    """Whether readers find the same extra fields: each is whole and there once, and 64-bit numbers where they belong.
+
+    Args:
+        extra: of a header.
+        full: how many of its numbers are in the 64-bit field.
+    """
+    kinds, place = [], 0
+    while place + _FIELD.size <= len(extra):
+        kind, size = _FIELD.unpack_from(extra, place)
+        place += _FIELD.size + size
+        if kind == _ZIP64 and size != 8 * full:
+            return False
+        kinds.append(kind)
+    # Up to three bytes that are too few for a field are passed over by all readers.
+    return place <= len(extra) and kinds.count(_ZIP64) == (full > 0) and kinds.count(_UNICODE_PATH) < 2
+
+
+def _is_descriptor(source: BinaryIO, place: int, end: int, numbers: tuple[int, int, int], *, wide: bool) -> bool:
+    """Whether the bytes behind a content are its descriptor, with the numbers that the list has.
+
+    Args:
+        source: the archive's file.
+        place: where the content ends.
+        end: where the descriptor ends.
+        numbers: checksum, stored size and size.
+        wide: whether the header in front has 64-bit sizes; then the descriptor has them too.
+    """
+    if end - place > 24 or (max(numbers) > _FULL32 and not wide):
         return False
     source.seek(place)
-    content = source.read(end - place)
-    forms = (struct.pack(form, *numbers) for form in ("<3I", "<IQQ") if form == "<IQQ" or max(numbers) <= _FULL32)
-    return content in {signature + form for form in forms for signature in (b"", b"PK\x07\x08")}
+    form = struct.pack("<IQQ" if wide else "<3I", *numbers)
+    return source.read(end - place) in (form, b"PK\x07\x08" + form)
 
 
 def _end(source: BinaryIO, start: int, place: int, count: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import struct
@@ -10,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from dca.foundation import archives, together
 
@@ -111,21 +113,51 @@ def blocks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     if entry.compress_type not in _METHODS:
         name = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")  # type: ignore[attr-defined]
         raise MethodError(f"it is compressed by {name}")
+    # As it is stored. zipfile's own decompressor passes over a stream without an end, and over bytes behind its end or
+    # behind the size that the archive says; uv refuses each.
+    stored = copy.copy(entry)
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
+    del stored.CRC
     with _damage():
-        stream = archive.open(entry)
+        stream = archive.open(stored)
+    size = checksum = 0
     with stream:
-        size = 0
-        while True:
-            with _damage():
-                block = stream.read(_BLOCK)
-            if not block:
-                break
+        for block in _inflated(stream) if entry.compress_type == zipfile.ZIP_DEFLATED else _read(stream):
             together.check()
             size += len(block)
+            if size > entry.file_size:
+                raise zipfile.BadZipFile(f"it has more bytes than the {entry.file_size} that the archive says")
+            checksum = zlib.crc32(block, checksum)
             yield block
     if size != entry.file_size:
-        # zipfile does not compare them, uv does.
         raise zipfile.BadZipFile(f"it has {size} bytes, not the {entry.file_size} that the archive says")
+    if checksum != entry.CRC:
+        raise zipfile.BadZipFile("it has another checksum than the archive says")
+
+
+def _read(stream: IO[bytes]) -> Iterator[bytes]:
+    while True:
+        with _damage():
+            block = stream.read(_BLOCK)
+        if not block:
+            return
+        yield block
+
+
+def _inflated(stream: IO[bytes]) -> Iterator[bytes]:
+    """What a deflated content is, block by block."""
+    inflater, packed = zlib.decompressobj(-zlib.MAX_WBITS), b""
+    stored = _read(stream)
+    while not inflater.eof:
+        packed = packed or next(stored, b"")
+        block = inflater.decompress(packed, _BLOCK)
+        if not block and not packed:
+            raise zipfile.BadZipFile("its compressed content has no end")
+        packed = inflater.unconsumed_tail
+        if block:
+            yield block
+    if inflater.unused_data or next(stored, b""):
+        raise zipfile.BadZipFile("there are bytes behind the end of its compressed content")
 
 
 def read(archive: zipfile.ZipFile, name: str, most: int = MOST_TEXT) -> bytes:

@@ -19,6 +19,7 @@ from dca.catalogue.recipes import PLUGIN, PLUGINS_GROUP
 from dca.catalogue.variants import wheel_name
 from dca.foundation import store, zip_layout, zips
 from dca.foundation.errors import DcaError
+from dca.foundation.printable import shown
 from dca.inspection import archive as wheels
 from dca.inspection import installed, kernel_repository, metadata, schemas, variant
 from dca.inspection import record as lists
@@ -66,7 +67,7 @@ def inspect(
     Raises:
         DcaError: DCA-701 if it is not a wheel, or holds more than is read; DCA-204 if there is no such file.
     """
-    if path.is_dir() or (path.is_file() and path.suffix != ".whl"):
+    if path.is_dir() or (path.is_file() and path.suffix.lower() != ".whl"):
         work = Work()
         return _loose(path, Looker(_sources({}, source, work), torch, asked or (), work))
     if not path.is_file():
@@ -125,10 +126,15 @@ def _inspect(
     problems += [*about.problems, *wheels.check_names(about, info, wheel.name)]
     if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
         problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
-    problems += metadata.check_wheel(zips.read(archive, f"{info}/WHEEL"), wheel.name)
+    elif not _is_text(zips.read(archive, f"{info}/METADATA")):
+        problems.append("METADATA is not UTF-8: pip refuses such a wheel.")
+    wheel_file = zips.read(archive, f"{info}/WHEEL")
+    problems += metadata.check_wheel(wheel_file, wheel.name)
     points = _or_empty(archive, f"{info}/entry_points.txt")
-    commands, odd = metadata.commands(points)
-    problems += [*odd, *installed.check(names, info, tags)]
+    added = metadata.read_points(points)
+    folders = [member.filename for member in archive.infolist() if member.is_dir()]
+    problems += [*added.problems, *installed.check(names, folders, info, added.commands)]
+    problems += installed.check_elsewhere(names, added.commands, tags)
     listed = lists.read(archive, info)
     work = Work()
     looker = Looker(_sources(known, source, work), torch, asked, work)
@@ -164,7 +170,11 @@ def _inspect(
         transformers=about.requires("transformers"),
         engine=about.requires(ENGINE).replace(" ", ""),
         plugins=metadata.entry_points(points, PLUGINS_GROUP),
-        installs=tuple(installed.besides(names, name, commands))[:MOST_PROBLEMS],
+        installs=(
+            *installed.besides(names, name, added),
+            *map(shown, about.elsewhere),
+            *installed.misplaced(names, pure=metadata.is_pure(wheel_file)),
+        )[:MOST_PROBLEMS],
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
         sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,
@@ -266,6 +276,13 @@ def _or_empty(archive: zipfile.ZipFile, name: str) -> bytes:
     with contextlib.suppress(KeyError, *zips.UNREADABLE):
         return zips.read(archive, name)
     return b""
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return bool(content.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _has_sparse_function(archive: zipfile.ZipFile, path: str) -> bool:

@@ -15,6 +15,7 @@ from dca.foundation.printable import shown
 from dca.inspection.metadata import Metadata
 from dca.inspection.values import InspectedModule
 
+_MOST_NUMBER = (1 << 64) - 1
 # The glibc that legacy platform tags promise to run with (PEP 513, 571, 599); other tags contain it.
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
@@ -30,6 +31,11 @@ def check_names(metadata: Metadata, info: str, name: str) -> list[str]:
     named = wheel_name(name)
     project, version = named.project, named.version
     problems = []
+    tags = name.removesuffix(f"-{named.label}.whl" if named.label else ".whl").rsplit("-", 3)[1:]
+    if tags != [tag.lower() for tag in tags]:
+        problems.append("its file name has tags in capital letters, which uv does not know.")
+    if max(map(int, re.findall(r"[0-9]+", f"{version} {named.build or ''}"))) > _MOST_NUMBER:
+        problems.append("its version or build number has a number of more than 64 bits, which uv does not read.")
     if not _is_version(metadata.version, version):
         told = shown(metadata.version) or "(none)"
         problems.append(f"METADATA says version {told}, the file name says {version}.")

@@ -119,7 +119,7 @@ class Contents:
             self._add(file)
         except zips.MethodError as error:
             self.leave(kinds.Unknown("files", str(error), cuda=True, host=True), file)
-            self.problems.append(f"{file.path}: {error}, which pip reads and uv refuses.")
+            self.problems.append(f"{file.path}: {error}; pip and uv agree on stored and deflated files alone.")
         except zips.UNREADABLE as error:
             self.problems.append(f"{file.path} is damaged: {error}.")
 

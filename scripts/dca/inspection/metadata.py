@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import email
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from dca.catalogue.variants import wheel_name
 from dca.foundation import zip_layout, zips
@@ -22,14 +26,19 @@ MOST_HEAD = 1 << 20
 """Bytes of METADATA before its description."""
 MOST_REQUIREMENTS, LONGEST_REQUIREMENT = 10_000, 1 << 13
 INFO = ".dist-info"
-# A header, or the continuation of one. Python's parser takes any other line for the end of all headers.
-_HEADER = re.compile(r"[!-9;-~]+:|[ \t]+\S")
+# A header, or the continuation of one. Python's parser takes any other line for the end of all headers, one of a form
+# feed or a wide space too.
+_HEADER = re.compile(r"[!-9;-~]+:|[ \t]")
+# Form feeds are in the texts of licenses.
+_CONTROL = re.compile(r"[\0-\x08\x0b\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 # 1.0 to 2.x: a reader may fail for a later major version, and warns of a later minor one.
 _METADATA_VERSION, _WHEEL_VERSION = re.compile(r"[12]\.[0-9]+"), re.compile(r"1\.[0-9]+")
 # The fields that decide what is installed.
 _DECIDING = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist", "Provides-Extra")
-_COMMAND = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*(\[[^\]]*\])?")
+_DOTTED = r"(?!\d)\w+(?:\.(?!\d)\w+)*"
+# pip takes no spaces around the colon, and neither it nor uv an empty list of extras.
+_COMMAND = re.compile(rf"{_DOTTED}:{_DOTTED}\s*(\[[\w.,\s-]*\w[\w.,\s-]*\])?")
 _COMMANDS = ("console_scripts", "gui_scripts")
 
 
@@ -42,6 +51,7 @@ class Metadata:
         version: of it.
         requires_python: versions of Python that it runs with; empty for any.
         requirements: those without extras.
+        elsewhere: requirements of files that are named by their address, which no index is asked for.
         problems: what readers could read differently, or reject.
     """
 
@@ -49,6 +59,7 @@ class Metadata:
     version: str
     requires_python: str
     requirements: tuple[Requirement, ...]
+    elsewhere: tuple[str, ...]
     problems: tuple[str, ...]
 
     def requires(self, name: str) -> str:
@@ -76,7 +87,8 @@ def info_folder(names: Iterable[str]) -> str:
     Raises:
         ValueError: there is none, or there are several; pip and uv refuse both.
     """
-    folders = sorted({top for top, slash, _ in (name.partition("/") for name in names) if slash and _is_info(top)})
+    # pip counts files too.
+    folders = sorted({top for top in (name.partition("/")[0] for name in names) if _is_info(top)})
     if len(folders) > 1:
         raise ValueError(f"it has several metadata folders: {', '.join(map(shown, folders[:3]))}")
     if not folders:
@@ -155,10 +167,14 @@ def parse_metadata(head: bytes) -> Metadata:
         SpecifierSet(raw.get("requires_python", ""))
     except InvalidSpecifier as error:
         problems.append(f"METADATA's Requires-Python is invalid: {error}.")
+    problems += _unfit(requirements, raw.get("name", ""), raw.get("version", ""))
     return Metadata(
         name=raw.get("name", ""),
         version=raw.get("version", ""),
         requires_python=raw.get("requires_python", ""),
+        elsewhere=tuple(
+            f"{requirement.name} from {requirement.url}" for requirement in requirements if requirement.url
+        ),
         requirements=tuple(
             requirement
             for requirement in requirements
@@ -166,6 +182,35 @@ def parse_metadata(head: bytes) -> Metadata:
         ),
         problems=tuple(problems),
     )
+
+
+def _unfit(requirements: Iterable[Requirement], name: str, version: str) -> Iterator[str]:
+    """Requirements that no installer can meet, or that tell a secret.
+
+    Args:
+        requirements: all of a wheel.
+        name: of its project.
+        version: of it.
+    """
+    for requirement in requirements:
+        try:
+            # Extras are empty where none is installed.
+            _ = requirement.marker and requirement.marker.evaluate({"extra": ""})
+        except (ValueError, KeyError, RecursionError):
+            yield f"METADATA has a condition that pip cannot evaluate: {shown(str(requirement))}."
+        if requirement.url:
+            try:
+                secret = urlsplit(requirement.url).password
+            except ValueError:
+                yield f"METADATA requires {requirement.name} from an address that is none."
+                continue
+            if secret:
+                yield f"METADATA requires {requirement.name} from an address with a password."
+        if canonicalize_name(requirement.name) != canonicalize_name(name):
+            continue
+        with contextlib.suppress(InvalidVersion):
+            if requirement.url or not requirement.specifier.contains(Version(version), prereleases=True):
+                yield f"METADATA requires another {requirement.name} than this: {shown(str(requirement))}."
 
 
 def _or_none(text: str) -> str:
@@ -177,12 +222,12 @@ def _odd_lines(head: bytes, title: str) -> Iterator[str]:
     try:
         text = head.decode()
     except UnicodeDecodeError:
-        yield f"{title} is not UTF-8: uv refuses such a wheel."
+        yield f"{title} is not UTF-8: pip or uv refuses such a wheel."
         return
     lines = text.replace("\r\n", "\n").split("\n")
-    if "\r" in text.replace("\r\n", "") or "\0" in text:
-        yield f"{title} has line ends or characters that readers treat differently."
-    odd = [line for line in lines if line.strip() and not _HEADER.match(line)]
+    if "\r" in text.replace("\r\n", "") or _CONTROL.search(text.replace("\r", "")):
+        yield f"{title} has line ends or control characters that readers treat differently."
+    odd = [line for line in lines if line and not _HEADER.match(line)]
     if lines[0] != lines[0].lstrip() or not lines[0]:
         odd.insert(0, lines[0])
     if odd:
@@ -199,10 +244,21 @@ def check_wheel(content: bytes, name: str) -> list[str]:
     problems = [*_odd_lines(content, "WHEEL")]
     message = email.message_from_string(content.decode("utf-8", "replace"))
     tags = {str(tag).strip() for tag in message.get_all("Tag", [])}
+    known = ("Wheel-Version", "Root-Is-Purelib", "Tag", "Build")
+    problems += [
+        f"WHEEL says {shown(key)} for {title}: uv takes the key for another."
+        for key in message
+        for title in known
+        if key != title and key.lower() == title.lower()
+    ]
     in_name = {str(tag) for tag in wheel_name(name).tags}
     if tags != in_name:
         told = shown(", ".join(sorted(tags))) or "no tag"
         problems.append(f"WHEEL says {told}, the file name says {', '.join(sorted(in_name))}.")
+    builds = {str(value).strip() for value in message.get_all("Build", [])}
+    # Whoever adds a number to a name often leaves WHEEL as it is.
+    if builds and builds != {build := "".join(map(str, wheel_name(name).build))}:
+        problems.append(f"WHEEL says build {shown(', '.join(sorted(builds)))}, the file name says {_or_none(build)}.")
     versions = [str(value).strip() for value in message.get_all("Wheel-Version", [])]
     if len(versions) != 1 or not _WHEEL_VERSION.fullmatch(versions[0]):
         problems.append(f"WHEEL is of version {_or_none(', '.join(versions))}; installers take 1.x.")
@@ -233,8 +289,32 @@ def entry_points(content: bytes, group: str) -> dict[str, str]:
     return dict(parser.items(group)) if parser.has_section(group) else {}
 
 
-def commands(content: bytes) -> tuple[list[str], list[str]]:
-    """The commands of entry_points.txt, and what is wrong with it.
+def is_pure(content: bytes) -> bool:
+    """Whether WHEEL says that the wheel goes to the folder of pure Python.
+
+    Args:
+        content: of WHEEL.
+    """
+    message = email.message_from_string(content.decode("utf-8", "replace"))
+    return str(message.get("Root-Is-Purelib", "")).strip().lower() == "true"
+
+
+class Points(NamedTuple):
+    """What entry_points.txt adds to an environment.
+
+    Args:
+        commands: names of its commands.
+        groups: those of other programs, which run what the wheel has for them.
+        problems: what is wrong with it.
+    """
+
+    commands: list[str]
+    groups: list[str]
+    problems: list[str]
+
+
+def read_points(content: bytes) -> Points:
+    """Read entry_points.txt.
 
     Args:
         content: of it.
@@ -242,11 +322,21 @@ def commands(content: bytes) -> tuple[list[str], list[str]]:
     try:
         parser = _points(content)
     except (configparser.Error, UnicodeDecodeError) as error:
-        return [], [f"entry_points.txt cannot be read: {shown(str(error).splitlines()[0])}."]
-    points = [point for kind in _COMMANDS if parser.has_section(kind) for point in parser.items(kind)]
+        return Points([], [], [f"entry_points.txt cannot be read: {shown(str(error).splitlines()[0])}."])
+    commands = [point for kind in _COMMANDS if parser.has_section(kind) for point in parser.items(kind)]
     problems = [
         f"the command {shown(f'{name} = {value}')} is not the name of a file with a function."
-        for name, value in points
+        for name, value in commands
         if "/" in name or zip_layout.name_fault(name) or not _COMMAND.fullmatch(value)
     ]
-    return [name for name, _ in points], problems
+    names = [name for name, _ in commands]
+    problems += [f"the command {shown(name)} is there twice." for name in sorted({*names}) if names.count(name) > 1]
+    # pip has a parser of its own: no comments but with #, no section for all, and line ends of every kind.
+    lines = content.decode().replace("\r\n", "\n").split("\n")
+    odd = [line for line in lines if line.lstrip().startswith(";") or len(line.splitlines()) > 1]
+    odd += [
+        f"[{title}]" for title in parser.sections() if title.strip().lower() in _COMMANDS and title not in _COMMANDS
+    ]
+    odd += [f"[{parser.default_section}]"] if parser.defaults() else []
+    problems += [f"entry_points.txt has {shown(line)}, which readers take differently." for line in odd[:1]]
+    return Points(names, [title for title in parser.sections() if title not in _COMMANDS], problems)

@@ -137,7 +137,7 @@ def check(record: Record, names: list[str], seen: Mapping[str, Seen]) -> Iterato
         row, file = record.rows.get(name), seen.get(name)
         if row is None:
             yield f"RECORD does not list {shown(name)}."
-        elif not row.algorithm and not name.endswith(".pyc"):
+        elif not row.algorithm:
             yield f"RECORD has no hash of {shown(name)}."
         elif file is not None and not _agrees(row, file):
             yield f"RECORD has another hash or size for {shown(name)}."

@@ -106,6 +106,9 @@ def publish(
         for candidate in ready:
             was = before[candidate.record.file]
             merged = _merged(candidate.record, was, additions.links_to)
+            if was is None and (gone := known.kept.get(merged.file)):
+                # What was yanked before it was removed comes back yanked: the reason is still true of its bytes.
+                merged = merged.model_copy(update={"yanked": gone.record.yanked})
             after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
         _check_variants(known, after)
         for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):

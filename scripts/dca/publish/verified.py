@@ -26,7 +26,7 @@ from dca.publish.records import parse_record
 from dca.publish.seen import Memory
 from dca.publish.statement import Signed
 from dca.publish.values import Record, Settings, reason
-from dca.publish.web import CLIENTS, HTML, JSON, Given, Served, UnaskedError
+from dca.publish.web import CLIENTS, HTML, JSON, AnswerError, Given, Served
 from dca.trust import evidence, signing
 from dca.trust.signing import BadSignatureError
 from dca.trust.verify import Finding, Trusted, Verification, verify_inspected
@@ -86,7 +86,7 @@ class Source(Protocol):
         Raises:
             FileNotFoundError: if there is no such file.
             DcaError: DCA-904 and 908 if its path leads out of the index.
-            UnaskedError: if it leads to another host.
+            AnswerError: if it leads to another host, or is sent as something else.
         """
 
     def given(self, folder: str, client: str) -> Given | None:
@@ -97,7 +97,14 @@ class Source(Protocol):
 
         Raises:
             FileNotFoundError: if there is no such wheel.
-            UnaskedError: if it leads to another host.
+            AnswerError: if it leads to another host, or is sent as something else.
+        """
+
+    def beside(self, record: Record) -> Iterator[str]:
+        """Problems of the METADATA beside a wheel that is linked elsewhere.
+
+        Raises:
+            AnswerError: if it leads to another host, or is sent as something else.
         """
 
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
@@ -136,6 +143,10 @@ class Folder:
         if not path.is_file():
             raise FileNotFoundError(path)
         return path
+
+    def beside(self, record: Record) -> Iterator[str]:  # noqa: ARG002 - no other host
+        """None: no other host is asked."""
+        return iter(())
 
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:
         """The problems that `check` finds."""
@@ -343,7 +354,7 @@ def _settings(source: Source, problems: list[str]) -> Settings:
         return Settings.model_validate_json(source.read(layout.SETTINGS))
     except FileNotFoundError:
         return Settings(url=_own_url(source))
-    except UnaskedError as error:
+    except AnswerError as error:
         problems.append(error.what)
     except ValueError as error:
         problems.append(f"{layout.SETTINGS} cannot be read: {reason(error)}.")
@@ -368,7 +379,7 @@ def _page(source: Source, path: str, sha256: str, words: str) -> list[str]:
         # Some servers hide files whose names begin with a dot; it is for one that would run a program otherwise.
         return [] if path == layout.AS_IT_IS else [f"{path} is missing."]
     except DcaError as error:
-        if error.code != "DCA-904" and not isinstance(error, UnaskedError):
+        if error.code != "DCA-904" and not isinstance(error, AnswerError):
             raise
         return [error.what]
 
@@ -380,7 +391,7 @@ def _as_clients(source: Source, hashes: Mapping[str, str], words: str) -> Iterat
         for client in CLIENTS:
             try:
                 given = source.given(folder, client)
-            except UnaskedError as error:
+            except AnswerError as error:
                 yield error.what
                 continue
             if given is None:
@@ -393,6 +404,8 @@ def _as_clients(source: Source, hashes: Mapping[str, str], words: str) -> Iterat
                 yield f"{folder} is sent as {given.kind[:50]!a}, which installers do not read."
             elif store.sha256_bytes(given.body) != hashes.get(named):
                 yield f"{folder}, as {client} asks for it, {words}."
+            elif not given.reads_as_utf8():
+                yield f"{folder} is sent with the character set {given.charset[:50]!a}, with which it is another page."
 
 
 def _absent(state: _State, required: set[str]) -> set[str]:
@@ -429,6 +442,7 @@ def _wheel(
         wheel = source.wheel(record, folder)
         if (actual := store.sha256_file(wheel)) != record.sha256:
             wrong.append(f"{record.file} has sha256 {actual}, but its record says {record.sha256}.")
+        wrong += source.beside(record)
         inspected = inspection.inspect(wheel)
         with zips.opened(wheel) as archive:
             own = metadata.read_own(archive, "METADATA")
@@ -448,7 +462,7 @@ def _wheel(
     except FileNotFoundError:
         return None, [*wrong, f"{layout.wheel(record.file)} is missing."], set()
     except DcaError as error:
-        if error.code not in ("DCA-701", "DCA-901", "DCA-904") and not isinstance(error, UnaskedError):
+        if error.code not in ("DCA-701", "DCA-901", "DCA-904") and not isinstance(error, AnswerError):
             raise
         return None, [*wrong, f"{error.what} {error.why}".strip()], set()
     except (*zips.UNREADABLE, KeyError, ValueError, InvalidRequirement) as error:
@@ -469,7 +483,7 @@ def _files(source: Source, record: Record, wrong: list[str]) -> tuple[dict[str, 
             wrong.append(f"{path} is missing.")
             continue
         except DcaError as error:
-            if error.code != "DCA-904" and not isinstance(error, UnaskedError):
+            if error.code != "DCA-904" and not isinstance(error, AnswerError):
                 raise
             wrong.append(error.what)
             continue

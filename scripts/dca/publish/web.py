@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.printable import shown
 from dca.foundation.secrets import redact
@@ -26,17 +28,24 @@ if TYPE_CHECKING:
 # Larger than a page of ten thousand wheels.
 PAGE_BYTES = 1 << 26
 JSON, HTML = "application/vnd.pypi.simple.v1+json", ("text/html", "application/vnd.pypi.simple.v1+html")
-# What the clients send when they ask for a page: pip 26.3, uv 0.13.9, and a browser.
+# What the clients send when they ask for a page: pip 26.3, uv 0.13.9, and a browser. A server may have a page in
+# several forms, of which they take the compressed ones.
 CLIENTS = {
     "pip": {
         "User-Agent": "pip/26.3",
+        "Accept-Encoding": "gzip, deflate",
         "Accept": f"{JSON}, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01",
     },
     "uv": {
         "User-Agent": "uv/0.13.9",
+        "Accept-Encoding": "gzip, deflate, zstd",
         "Accept": f"{JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01",
     },
-    "a browser": {"User-Agent": "Mozilla/5.0", "Accept": "text/html,application/xhtml+xml,*/*;q=0.8"},
+    "a browser": {
+        "User-Agent": "Mozilla/5.0",
+        "Accept-Encoding": "gzip, deflate",
+        "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    },
 }
 # Redirects that are followed one after the other, each to a host that was named.
 _MOST_REDIRECTS = 5
@@ -46,7 +55,11 @@ _PORTS = {"http": 80, "https": 443}
 _NOT_THERE = (403, 404, 410)
 
 
-class UnaskedError(DcaError):
+class AnswerError(DcaError):
+    """An answer that is a problem of its file; the other files are checked nevertheless."""
+
+
+class UnaskedError(AnswerError):
     """A file leads to a host that was not named."""
 
 
@@ -57,10 +70,19 @@ class Given:
     Args:
         body: of the answer.
         kind: its media type, without parameters.
+        charset: in which clients read it; empty for the usual one.
     """
 
     body: bytes
     kind: str
+    charset: str = ""
+
+    def reads_as_utf8(self) -> bool:
+        """Whether a client that follows the character set reads the same as one that takes UTF-8."""
+        try:
+            return not self.charset or self.body.decode(self.charset) == self.body.decode()
+        except (LookupError, ValueError):
+            return False
 
 
 class Served:
@@ -121,14 +143,18 @@ class Served:
     def read(self, path: str) -> bytes:
         """A file's content."""
         with self._get(urljoin(self.url, layout.url(inside(path)))) as answer:
+            if path.endswith(".metadata"):
+                _check_whole(answer, path)
             return b"".join(self._blocks(answer, PAGE_BYTES))
 
     def given(self, folder: str, client: str) -> Given | None:
         """What a client of `CLIENTS` is given for a folder; None if there is nothing."""
         try:
             with self._get(urljoin(self.url, layout.url(folder)), CLIENTS[client]) as answer:
-                kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                return Given(b"".join(self._blocks(answer, PAGE_BYTES)), kind)
+                told = Message()
+                told["Content-Type"] = answer.headers.get("Content-Type", "") or "none"
+                kind = told["Content-Type"].partition(";")[0].strip().lower()
+                return Given(b"".join(self._blocks(answer, PAGE_BYTES)), kind, str(told.get_content_charset("")))
         except FileNotFoundError:
             return None
 
@@ -139,9 +165,25 @@ class Served:
             url = urljoin(record.links_to, layout.url(record.file))
         target = folder / record.file
         with self._get(url) as answer, target.open("wb") as stream:
+            _check_whole(answer, layout.wheel(record.file))
             for block in self._blocks(answer, min(record.bytes, index.MOST_BYTES)):
                 stream.write(block)
         return target
+
+    def beside(self, record: Record) -> Iterator[str]:
+        """Problems of the METADATA beside a wheel that is linked elsewhere: pip and uv ask for it there."""
+        if not record.links_to:
+            return
+        url = urljoin(record.links_to, layout.url(f"{record.file}.metadata"))
+        try:
+            with self._get(url) as answer:
+                _check_whole(answer, redact(url))
+                content = b"".join(self._blocks(answer, PAGE_BYTES))
+        except FileNotFoundError:
+            yield f"{redact(url)} is missing; pip and uv ask for it."
+            return
+        if (actual := store.sha256_bytes(content)) != record.metadata_sha256:
+            yield f"{redact(url)} has sha256 {actual}, but its record says {record.metadata_sha256}."
 
     def problems(self, pages: Mapping[str, str], words: str) -> tuple[str, ...]:  # noqa: ARG002 - as the protocol says
         """None: files without a link are not visible."""
@@ -238,3 +280,17 @@ class Served:
                     return
         except requests.RequestException as error:
             raise index.unreachable(redact(self.url), error) from None
+
+
+def _check_whole(answer: requests.Response, path: str) -> None:
+    """Check that a file is sent as it is: installers do not decode it, and compare what they get with its hash.
+
+    Raises:
+        AnswerError: it is not.
+    """
+    if (encoding := answer.headers.get("Content-Encoding", "").strip().lower()) not in ("", "identity"):
+        raise AnswerError(
+            "DCA-111",
+            f"{path} is sent in the encoding {shown(encoding)!a}, so that installers find another hash.",
+            remedy="set the server to send .whl and .metadata files as they are.",
+        )

@@ -124,6 +124,12 @@ def _key(path: Path, load: Callable[[bytes], object], kind: type, command: str) 
         why = "it is another kind of key."
     except (ValueError, TypeError) as error:
         why = str(error)
+    if kind.__name__.endswith("PrivateKey") and b"PUBLIC KEY" in _read(path):
+        raise DcaError(
+            "DCA-220",
+            f"{path} is the public half of a key, which checks signatures and makes none.",
+            remedy="name the file of the private key that it belongs to.",
+        )
     raise DcaError(
         "DCA-220",
         f"{path} is not an Ed25519 key in a PEM file without a password.",
