@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -89,7 +90,7 @@ class Grid : public Operation {
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
-    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks(), fill, unwritten};
+    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks(), fill, unwritten, print};
   }
 
   ~Grid() override {
@@ -185,6 +186,11 @@ class Grid : public Operation {
                      : kind == "alignment" ? cudaErrorMisalignedAddress
                      : kind == "assertion" ? cudaErrorAssert
                                            : cudaErrorLaunchFailure;
+  }
+
+  // What a launch prints that runs once more has been printed.
+  static void print(void *self, const char *text, uint64_t bytes) {
+    if (!static_cast<Grid *>(self)->quiet_) std::fwrite(text, 1, static_cast<size_t>(bytes), stdout);
   }
 
   static void unwritten(void *self, const DcaFinding *one) {

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "collective.h"
+#include "text.h"
 
 namespace dca {
 
@@ -21,11 +22,23 @@ constexpr unsigned char POISON = 0xff;
 
 inline u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
 
+// Of lanes in one function, those that one of them was called together with: others have come from other calls of it, and
+// are not converged with it, which activemask tells.
+inline u32 of_one_call(const Warp &w, u32 m, u32 ready) {
+  const Block *blocks = w.cta->grid->code->blocks;
+  const u32 leader = static_cast<u32>(__builtin_ctz(ready));
+  for (u32 function = blocks[w.pc[leader]].function; function;) {
+    const u32 *back = w.returns + 32 * function;
+    LANES(m) if (back[l] != back[leader]) m &= ~(1u << l);
+    function = blocks[back[leader]].function;
+  }
+  return m;
+}
 // Runs a warp until it waits, ends or has used up its slice.
 inline void run_warp(Warp &w, u64 slice) {
   Grid &grid = *w.cta->grid;
   const Block *blocks = grid.code->blocks;
-  u64 executed = 0;
+  u64 &executed = w.executed;
   while (executed < slice) {
     u32 ready = w.live & ~w.waiting & ~w.parked;
     if (!ready) break;
@@ -35,6 +48,7 @@ inline void run_warp(Warp &w, u64 slice) {
     LANES(ready) current = lowest ? std::min(current, w.pc[l]) : std::max(current, w.pc[l]);
     u32 m = 0;
     LANES(w.live & ~w.parked) if (w.pc[l] == current) m |= 1u << l;
+    if (blocks[current].function) m = of_one_call(w, m, m & ready);
     w.waiting &= ~m;
     for (;;) {
       w.active = m;
@@ -51,6 +65,7 @@ inline void run_warp(Warp &w, u64 slice) {
   }
   grid.executed += executed;
   w.cta->ran += executed;
+  executed = 0;
 }
 
 inline void share_clocks(Cta &cta, u32 number) {

@@ -33,7 +33,7 @@ struct Fault {};
 
 struct Block {
   u32 (*run)(Warp &, u32 mask);
-  u32 instructions, line;  // line: of the first
+  u32 instructions, line, function;  // line: of the first; function: 0 is the kernel
 };
 struct Variable {
   const char *name;
@@ -99,6 +99,7 @@ struct Warp {
   std::vector<Copy> copies;
   std::vector<u32> clocks;  // what this warp knows of the releases of each (races.h)
   u32 picks;
+  u64 executed, clock_reads;  // executed: in this slice
 };
 
 // Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody.
@@ -288,6 +289,9 @@ inline u32 returned(Warp &w, u32 m, u32 function) {
 [[noreturn]] inline u32 trapped(Warp &w, u32 m, u32 line) {
   fault(w, static_cast<u32>(__builtin_ctz(m)), line, "trap", "the kernel executed trap");
 }
+
+// Instructions so far; no two reads give the same.
+inline u64 clock(Warp &w) { return w.cta->grid->executed + w.executed + ++w.clock_reads; }
 
 // Operands that are not in registers.
 struct LocalRow {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dca.emulation.ptx.tokens import damaged
-from dca.emulation.ptx.values import Function, Immediate, Instruction, Label, Operand, Symbol
+from dca.emulation.ptx.values import Function, Group, Immediate, Instruction, Label, Operand, Symbol
 from dca.emulation.translation.table import FORMS, Form
 from dca.foundation.errors import DcaError
 
@@ -192,12 +193,23 @@ def only_returns(block: Block) -> bool:
     )
 
 
-def called(function: Function) -> frozenset[str]:
-    """Names of the functions that a function calls."""
-    return frozenset(
-        operand.name
-        for one in function.body
-        if isinstance(one, Instruction) and one.form.startswith("call")
-        for operand in one.operands
-        if isinstance(operand, Symbol)
+def callee(one: Instruction, entry: str) -> str:
+    """The name of the function that a call names.
+
+    Raises:
+        DcaError: DCA-830 for a call through a pointer.
+    """
+    target = next((operand for operand in one.operands if not isinstance(operand, Group)), None)
+    if isinstance(target, Symbol):
+        return target.name
+    raise DcaError(
+        "DCA-830",
+        f"{entry} calls a function through a pointer, at line {one.line} of its PTX, which is not emulated.",
+        why="virtual functions are called so, too.",
+        remedy="prove this kernel on a GPU, or let it call the function by its name.",
     )
+
+
+def calls(function: Function) -> Iterator[Instruction]:
+    """The calls of a function."""
+    return (one for one in function.body if isinstance(one, Instruction) and one.form.split(".")[0] == "call")
