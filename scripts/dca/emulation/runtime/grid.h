@@ -49,6 +49,11 @@ inline void run_warp(Warp &w, u64 slice) {
     u32 m = 0;
     LANES(w.live & ~w.parked) if (w.pc[l] == current) m |= 1u << l;
     if (blocks[current].function) m = of_one_call(w, m, m & ready);
+    // Lanes that nothing brings together may go on one by one.
+    if (grid.services.seed && !(drawn(grid) & 3)) {
+      const u32 some = m & static_cast<u32>(drawn(grid));
+      if (some & ready) m = some;
+    }
     w.waiting &= ~m;
     for (;;) {
       w.active = m;
@@ -76,6 +81,7 @@ inline void share_clocks(Cta &cta, u32 number) {
     if (w.parked && w.barrier == number) {
       join(w.clocks, all);
       w.clocks[w.index]++;
+      meet(w, w.parked);
     }
   all.clear();
 }
@@ -178,6 +184,7 @@ inline void begin_block(Cta &cta, u64 number) {
   cta.number = number;
   const bool races = grid.services.checks & DCA_CHECK_RACES;
   if (races) cta.cells.assign(grid.shared_bytes, Cell{});
+  cta.volatile_cells.clear();
   cta.atomic_clocks.clear();
   for (std::vector<u32> &one : cta.arrived_clocks) one.clear();
   std::fill(std::begin(cta.arrived), std::end(cta.arrived), 0);

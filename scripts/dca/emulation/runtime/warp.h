@@ -98,17 +98,22 @@ struct Warp {
   u32 group[32];
   std::vector<Copy> copies;
   std::vector<u32> clocks;  // what this warp knows of the releases of each (races.h)
+  u32 time, met;             // of accesses and meetings of its lanes; all lanes have met at `met`, or one has synchronized
+  u32 together;              // when all lanes have met last
+  std::vector<u32> met_each;  // lane by lane, where only some of them have
   u32 picks;
   u64 executed, clock_reads;  // executed: in this slice
 };
 
-// Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody.
+// Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody; the warp's number in its block by 32,
+// and the lane.
 struct Mark {
   u64 block, sequence;
-  u32 warp, clock, line;
+  u32 thread, clock, line, time;
+  u32 warp() const { return thread / 32; }
 };
 struct Cell {
-  Mark write, read[2];
+  Mark write, read[2], beside;  // reads of two warps; beside the first one, of another lane of its warp
 };
 
 // What is written of each byte of shared memory.
@@ -124,6 +129,7 @@ struct Cta {
   u32 arrived[BARRIERS];
   u64 number;
   std::vector<Cell> cells;
+  std::unordered_map<u64, Cell> volatile_cells;
   std::vector<u32> atomic_clocks, arrived_clocks[BARRIERS];
   u64 ran;
 };

@@ -12,8 +12,7 @@ from dca.foundation.errors import DcaError
 
 WHOLE = 0xFFFFFFFF
 _ENDS = frozenset(("branch", "switch", "ret", "exit", "trap", "barrier", "barrier_reduction", "call"))
-# Kinds whose lanes must come together: where their mask is among the operands, or None where it is the whole warp.
-_MASK = {
+GATHERED = {
     "shuffle": 4,
     "vote": 2,
     "ballot": 2,
@@ -24,8 +23,9 @@ _MASK = {
     "stmatrix": None,
     "mma": None,
 }
+"""Kinds whose lanes must come together: where their mask is among the operands, or None where it is the whole warp."""
 # Of those that are run around where their guard is false: what ends a block has no mask of its own.
-_AROUND = frozenset((*_MASK, "barrier", "barrier_reduction", "trap", "call", "switch", "arrive"))
+_AROUND = frozenset((*GATHERED, "barrier", "barrier_reduction", "trap", "call", "switch", "arrive"))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Builder:
             self.plain(one, form)
 
     def plain(self, one: Instruction, form: Form) -> None:
-        if form.kind in _MASK:
+        if form.kind in GATHERED:
             self.collective(one, form)
         self.blocks[-1].body.append(one)
         if form.kind in _ENDS:
@@ -138,7 +138,7 @@ class _Builder:
                 following.results = one
 
     def collective(self, one: Instruction, form: Form) -> None:
-        at = _MASK[form.kind]
+        at = GATHERED[form.kind]
         aligned = at is None
         if at is not None and at >= len(one.operands):
             raise damaged(one.line, f"`{one.form}` has too few operands")

@@ -25,7 +25,7 @@ from dca.emulation.ptx.values import (
     Variable,
     Vector,
 )
-from dca.emulation.translation.blocks import Block, Flow, callee, calls, ends_with, flow, form_of, only_returns
+from dca.emulation.translation.blocks import GATHERED, Block, Flow, callee, calls, ends_with, flow, form_of, only_returns
 from dca.emulation.translation.table import Form, cpp
 from dca.foundation.errors import DcaError
 
@@ -271,6 +271,9 @@ class _Writer:
         for one in plain:
             form = form_of(one, self.kernel.entry)
             _check_operands(one, form)
+            if form.kind in GATHERED:
+                at = GATHERED[form.kind]
+                yield f"met(w, m, {'K{ALL}' if at is None else self.value(one.operands[at], 'u32', one)});"
             yield from _WRITERS[form.kind](self, one, form)
         following = self.first + block.number + 1
         if block.around is not None:

@@ -306,7 +306,8 @@ def _memory() -> Iterator[tuple[str, Form]]:
             space = next((one for one in choice if one in _SPACE and one), "")
             lanes, t = choice[-2:]
             if (lanes, t[1:]) != (".v4", "64"):
-                yield form, Form("load", _SPACE[space], (t, lanes[2:] or "1", "SYNCHRONIZE" if choice[0] else "READ"))
+                access = {"": "READ", ".volatile": "VOLATILE_READ"}.get(choice[0], "SYNCHRONIZE")
+                yield form, Form("load", _SPACE[space], (t, lanes[2:] or "1", access))
     stores = (
         f"st{{}}{{,.global,.shared,.shared::cta,.local,.param}}{{}}{vectors}.{{{_MEMORY}}}",
         f"st{{}}{{.global}}{{.wb,.cg,.cs,.wt}}{vectors}.{{{_MEMORY}}}",
@@ -318,7 +319,8 @@ def _memory() -> Iterator[tuple[str, Form]]:
             space = next((one for one in choice if one in _SPACE and one), "")
             lanes, t = choice[-2:]
             if (lanes, t[1:]) != (".v4", "64"):
-                yield form, Form("store", _SPACE[space], (t, lanes[2:] or "1", "SYNCHRONIZE" if choice[0] else "WRITE"))
+                access = {"": "WRITE", ".volatile": "VOLATILE_WRITE"}.get(choice[0], "SYNCHRONIZE")
+                yield form, Form("store", _SPACE[space], (t, lanes[2:] or "1", access))
     yield from _atomics()
     for form, (cache, _, _, size) in expanded(
         "cp.async.{ca,cg}.shared{,::cta}.global{,.L2::64B,.L2::128B,.L2::256B}{}"
