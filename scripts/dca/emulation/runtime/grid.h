@@ -49,9 +49,9 @@ inline void run_warp(Warp &w, u64 slice) {
     u32 m = 0;
     LANES(w.live & ~w.parked) if (w.pc[l] == current) m |= 1u << l;
     if (blocks[current].function) m = of_one_call(w, m, m & ready);
-    // Lanes that nothing brings together may go on one by one.
-    if (grid.services.seed && !(drawn(grid) & 3)) {
-      const u32 some = m & static_cast<u32>(drawn(grid));
+    // Lanes that nothing brings together may go on apart; those that wait are asked again with each that comes.
+    if (grid.services.seed && grid.code->apart && !(drawn(grid) & 3)) {
+      const u32 some = m & (static_cast<u32>(drawn(grid)) | w.waiting);
       if (some & ready) m = some;
     }
     w.waiting &= ~m;

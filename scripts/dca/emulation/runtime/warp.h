@@ -57,6 +57,7 @@ struct Code {
   u32 rows16, rows32, rows64, predicates, functions, local_bytes;
   u32 shared_align;
   u32 most_threads, most_shared, exact_threads[3];
+  bool apart;  // whether lanes may run apart: not where the kernel asks which run together
   const Variable *variables;
   u32 variable_count;
   const Pointer *pointers;

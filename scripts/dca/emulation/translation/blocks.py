@@ -22,10 +22,12 @@ GATHERED = {
     "ldmatrix": None,
     "stmatrix": None,
     "mma": None,
+    "arrive": -1,
 }
-"""Kinds whose lanes must come together: where their mask is among the operands, or None where it is the whole warp."""
+"""Kinds whose lanes must come together: where their mask is among the operands, None where it is the whole warp, or -1 where it
+is all lanes that have not ended."""
 # Of those that are run around where their guard is false: what ends a block has no mask of its own.
-_AROUND = frozenset((*GATHERED, "barrier", "barrier_reduction", "trap", "call", "switch", "arrive"))
+_AROUND = frozenset((*GATHERED, "barrier", "barrier_reduction", "trap", "call", "switch"))
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class _Builder:
         aligned = at is None
         if at is not None and at >= len(one.operands):
             raise damaged(one.line, f"`{one.form}` has too few operands")
-        mask = Immediate("int", WHOLE) if at is None else one.operands[at]
+        mask = Immediate("int", WHOLE) if at is None or at < 0 else one.operands[at]
         # Nobody leaves in the middle of a block, so that a second collective of the same lanes finds them here.
         same = isinstance(mask, Immediate) and mask == self.here and (self.whole or not aligned)
         if not same:

@@ -273,7 +273,7 @@ class _Writer:
             _check_operands(one, form)
             if form.kind in GATHERED:
                 at = GATHERED[form.kind]
-                yield f"met(w, m, {'K{ALL}' if at is None else self.value(one.operands[at], 'u32', one)});"
+                yield f"met(w, m, {'K{ALL}' if at is None or at < 0 else self.value(one.operands[at], 'u32', one)});"
             yield from _WRITERS[form.kind](self, one, form)
         following = self.first + block.number + 1
         if block.around is not None:
@@ -815,6 +815,10 @@ def _place_variables(kernel: _Kernel) -> None:
     kernel.variables = [everywhere[name] for name in layout.globals]
 
 
+def _asks_who_is_active(function: Function) -> bool:
+    return any(isinstance(one, Instruction) and one.form == "activemask.b32" for one in function.body)
+
+
 def _names(function: Function) -> Iterator[str]:
     for one in function.body:
         if isinstance(one, Instruction):
@@ -840,6 +844,7 @@ def _file(
         threads = math.prod(most)
     exact3 = [*exact, 1, 1][:3] if exact else [0, 0, 0]
     local = _round_up(layout.local_bytes, layout.local_align)
+    apart = "false" if any(map(_asks_who_is_active, kernel.functions.values())) else "true"
     places = sorted(place for function in kernel.functions.values() for place in function.places)
     pieces = ['#include "grid.h"', "", "namespace dca {", *_CALLS_ONLY, *(code for code, _ in blocks), _CALLS_END]
     pieces.append(_table("Block", "blocks", [facts for _, facts in blocks]))
@@ -863,7 +868,7 @@ def _file(
     pieces.append(
         "const Code code = {&dca_kernel, blocks, "
         f"{rows[2]}, {rows[4]}, {rows[8]}, {predicates}, {len(writers)}, {local}, {layout.dynamic_align}, "
-        f"{threads}, {_MOST_SHARED}, {{{exact3[0]}, {exact3[1]}, {exact3[2]}}}, "
+        f"{threads}, {_MOST_SHARED}, {{{exact3[0]}, {exact3[1]}, {exact3[2]}}}, {apart}, "
         f"variables, {len(variables)}, pointers, {len(pointers)}, places, {len(places)}}};"
     )
     pieces.append("}  // namespace dca")
