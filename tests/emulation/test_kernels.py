@@ -79,8 +79,8 @@ def test_a_form_that_is_not_known_is_named_with_its_place(instruction: str, form
         ("tex.1d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [%d1, {%r1}];", "`tex.1d.v4.f32.s32` of test, line 8 "),
         ("sust.b.2d.b32.trap [%d1, {%r1, %r2}], {%r3};", "`sust.b.2d.b32.trap` of test, line 8 "),
         (
-            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r1], [%d1, {%r2, %r3}], [%r4];",
-            "`cp.async.bulk.tensor.2d",
+            "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%d1, {%r2}], [%r4];",
+            "`cp.async.bulk.tensor.1d",
         ),
         (
             "{ .param .b32 a; p: .callprototype (.param .b32 _) _ (.param .b32 _); call (a), %d1, (a), p; }",
@@ -400,7 +400,8 @@ FINDINGS = {
     "lanes of one store": ("mov.u32 %r30, %laneid; st.shared.u32 [s], %r30;", "race"),
     "an assertion": (
         "{ .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; mov.u64 %d1, words; "
-        "st.param.b64 [a], %d1; st.param.b64 [b], %d1; st.param.b32 [c], 5; st.param.b64 [d], %d1; st.param.b64 [e], 1; "
+        "st.param.b64 [a], %d1; st.param.b64 [b], %d1; st.param.b32 [c], 5; st.param.b64 [d], %d1; "
+        "st.param.b64 [e], 1; "
         "call.uni __assertfail, (a, b, c, d, e); }",
         "assertion",
     ),

@@ -162,9 +162,8 @@ def launch(library: Path, wanted: Launch) -> Outcome:
     findings: list[Finding] = []
     # ctypes frees a callback with the last reference to it, so they are kept until the end.
     found = _FOUND(_collector(findings))
-    services = _CServices(
-        ABI, None, _ACCESSIBLE(_within(wanted)), _VARIABLE(), found, wanted.seed, wanted.checks, _FILL, _FOUND(), _PRINT()
-    )
+    callbacks = (_ACCESSIBLE(_within(wanted)), _VARIABLE(), found)
+    services = _CServices(ABI, None, *callbacks, wanted.seed, wanted.checks, _FILL, _FOUND(), _PRINT())
     given = _CLaunch(
         (ctypes.c_uint32 * 3)(*wanted.grid),
         (ctypes.c_uint32 * 3)(*wanted.block),

@@ -231,7 +231,7 @@ def _approximate(form: Form) -> list[Definition]:
     return [form.definition(("f32",), ("f32",), value)]
 
 
-# Of f64 the ISA gives no bound for these, but says that 20 bits of the fraction are computed; without .ftz we ask for more.
+# Of f64 the ISA gives no bound for these, but says that 20 bits of the fraction are computed; without .ftz, all.
 _ERRORS_64 = {True: Fraction(1, 1 << 19), False: Fraction(1, 1 << 50)}
 
 
@@ -260,7 +260,7 @@ def _approximate_64(form: Form) -> list[Definition]:
         error = exact * _ERRORS_64[ftz]
         if ftz and exact < least:
             return sign
-        low, high = sorted((sign and -1 or 1) * each for each in (exact - error, exact + error))
+        low, high = sorted(((sign and -1) or 1) * each for each in (exact - error, exact + error))
         return Within(low, high, "f64")
 
     def upper(bits: int) -> Expected:

@@ -330,7 +330,9 @@ def _find_nth(form: Form) -> list[Definition]:
 
         return value
 
-    return [form.definition(("b32", "u32"), ("b32",), of(n), f"{{d0}}, {{a0}}, {{a1}}, {n}") for n in (0, 1, 2, 5, -1, -3)]
+    return [
+        form.definition(("b32", "u32"), ("b32",), of(n), f"{{d0}}, {{a0}}, {{a1}}, {n}") for n in (0, 1, 2, 5, -1, -3)
+    ]
 
 
 INTEGERS: dict[str, Define] = {

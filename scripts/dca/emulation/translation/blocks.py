@@ -24,8 +24,8 @@ GATHERED = {
     "mma": None,
     "arrive": -1,
 }
-"""Kinds whose lanes must come together: where their mask is among the operands, None where it is the whole warp, or -1 where it
-is all lanes that have not ended."""
+"""Kinds whose lanes must come together: where their mask is among the operands, None where it is the whole warp, or -1
+where it is all lanes that have not ended."""
 # Of those that are run around where their guard is false: what ends a block has no mask of its own.
 _AROUND = frozenset((*GATHERED, "barrier", "barrier_reduction", "trap", "call", "switch"))
 

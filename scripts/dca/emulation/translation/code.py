@@ -25,7 +25,17 @@ from dca.emulation.ptx.values import (
     Variable,
     Vector,
 )
-from dca.emulation.translation.blocks import GATHERED, Block, Flow, callee, calls, ends_with, flow, form_of, only_returns
+from dca.emulation.translation.blocks import (
+    GATHERED,
+    Block,
+    Flow,
+    callee,
+    calls,
+    ends_with,
+    flow,
+    form_of,
+    only_returns,
+)
 from dca.emulation.translation.table import Form, cpp
 from dca.foundation.errors import DcaError
 
@@ -207,7 +217,8 @@ class _Writer:
         if name.startswith("%"):
             raise DcaError(
                 "DCA-830",
-                f"the special register {name}, which {self.kernel.entry} reads at line {one.line} of its PTX, is not emulated.",
+                f"the special register {name}, which {self.kernel.entry} reads at line {one.line} of its PTX, is not "
+                "emulated.",
                 remedy="prove this kernel on a GPU, or report the register.",
             )
         raise damaged(one.line, f"the name {name} is not known; the text is cut off")

@@ -97,6 +97,11 @@ def _bits() -> Iterator[tuple[str, Form]]:
     for form, (a, b) in expanded("dp4a.{u32,s32}.{u32,s32}"):
         kinds = ", ".join(one[0] + "8" for one in (a, b))
         yield form, Form("each", f"Dp4a<{kinds}>", ("b32",) * 4)
+    yield "prmt.b32", Form("each", "Prmt", ("b32",) * 4)
+    yield "lop3.b32", Form("each", "Lop3", ("b32", "b32", "b32", "b32", "u32"))
+
+
+def _seldom() -> Iterator[tuple[str, Form]]:
     for form, (t,) in expanded("sad.{u16,s16,u32,s32,u64,s64}"):
         yield form, Form("each", f"Sad<{t}>", (t,) * 4)
     for form, (half, a, b) in expanded("dp2a.{lo,hi}.{u32,s32}.{u32,s32}"):
@@ -105,8 +110,6 @@ def _bits() -> Iterator[tuple[str, Form]]:
     for form, (how,) in expanded("bmsk.{clamp,wrap}.b32"):
         yield form, Form("each", f"Bmsk<{_yes(how == 'clamp')}>", ("b32", "u32", "u32"))
     yield "fns.b32", Form("each", "Fns", ("b32", "b32", "u32", "s32"))
-    yield "prmt.b32", Form("each", "Prmt", ("b32",) * 4)
-    yield "lop3.b32", Form("each", "Lop3", ("b32", "b32", "b32", "b32", "u32"))
 
 
 def _floats() -> Iterator[tuple[str, Form]]:
@@ -442,6 +445,7 @@ FORMS: dict[str, Form] = dict(
     itertools.chain(
         _integers(),
         _bits(),
+        _seldom(),
         _floats(),
         _floats_without_rounding(),
         _halves(),
