@@ -350,6 +350,13 @@ def test_control_and_addresses(name: str, store: Store) -> None:
     assert results == [expected(thread) for thread in range(64)]
 
 
+@pytest.mark.slow
+def test_kernels_without_a_device_have_variables_of_their_own(store: Store) -> None:
+    for value in (5, 6):
+        text = kernel(f"ld.global.u32 %r9, [one];{STORE}", f".global .align 4 .u32 one = {value};")
+        assert ran(store, text) == ([value] * 64, ())
+
+
 FINDINGS = {
     # The other lanes wait at the barrier, or end.
     "a collective without some of its lanes": (

@@ -264,7 +264,8 @@ inline const Warp *unfinished(const Grid &grid) {
   return waits;
 }
 
-inline u64 own_storage(u32 number) {
+// Not inline: the dynamic linker would make one map of those of all kernels.
+static u64 own_storage(u32 number) {
   static std::map<u32, std::unique_ptr<char[]>> all;
   const Variable &variable = code.variables[number];
   auto found = all.find(number);
