@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dca import cli
 from dca.catalogue import machine, recipes
 from dca.foundation import store
 from tests.support import ROOT, RunDca
@@ -76,6 +77,13 @@ def test_a_mistake_gets_one_message_with_its_code(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["plan --nonsense", "plan --cuda", "serve plan DIR --gpus", "config check"])
+def test_wrong_usage_names_the_help_of_the_command(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words.split()) == 2
+    command = words.partition(" -")[0].removesuffix(" DIR")
+    assert capsys.readouterr().err.endswith(f"dca {command} --help`.\n")
 
 
 @pytest.mark.network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -255,3 +256,66 @@ def test_a_file_that_is_not_there_has_another_code(tmp_path: Path) -> None:
 )
 def test_a_line_is_that_of_the_key_or_the_last_one_on_the_way(location: list[Any], expected: int | None) -> None:
     assert datafile.find_line('a = 1\n[t]\nb = 2\n"q.r" = 3\n', location) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("power = 1.5\n", "it must be a whole number."),
+        ('ratios = [["a", "b"]]\n', "Input should be a valid number, unable to parse string as a number"),
+        ("ratios = 3\n", "it must be a list."),
+        ("texts = 3\n", "it must be a table."),
+        ("texts = {a = 3}\n", "it must be a text, in quotes."),
+    ],
+)
+def test_why_a_value_is_wrong_is_said_in_words_of_toml(text: str, why: str, tmp_path: Path) -> None:
+    assert refuse(tmp_path, HEAD + ENGINE + text).why == why
+
+
+def test_a_table_in_place_of_a_list_of_tables_is_answered_with_its_brackets(tmp_path: Path) -> None:
+    assert refuse(tmp_path, HEAD + ENGINE + '[axles]\nname = "a"\n').remedy == "begin the table with [[axles]]."
+
+
+def test_the_mark_that_editors_on_windows_write_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "car.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + (HEAD + ENGINE).replace("\n", "\r\n").encode())
+    assert datafile.load(Car, path).name == "x"
+    path.write_bytes(b"\xef\xbb\xbf" + (HEAD + ENGINE + "powr = 1\n").replace("\n", "\r\n").encode())
+    with pytest.raises(DcaError, match=r"line 6: unknown key `engine\.powr`"):
+        datafile.load(Car, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + 5000 * "[" + 5000 * "]" + "\n", "nested"),
+        ("a = " + 5000 * "9" + "\n", "Exceeds the limit"),
+    ],
+)
+def test_what_toml_allows_and_python_does_not_is_one_message(text: str, said: str, tmp_path: Path) -> None:
+    error = refuse(tmp_path, text)
+    assert error.code == "DCA-202"
+    assert said in f"{error.what} {error.why}"
+    assert error.remedy
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero", "."):
+        with pytest.raises(DcaError, match="is not a file") as refused:
+            datafile.load(Car, tmp_path / name)
+        assert refused.value.code == "DCA-204"
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "car.toml").open("wb") as file:
+        file.truncate(datafile.MOST_BYTES + 1)
+    with pytest.raises(DcaError, match="is larger than 16 MiB"):
+        datafile.load(Car, tmp_path / "car.toml")
+
+
+def test_the_line_of_a_mistake_is_found_in_a_large_file(tmp_path: Path) -> None:
+    """In time: each of its keys was once followed to the file's end."""
+    text = HEAD + ENGINE + 20_000 * '[[axles]]\nname = "a"\n'
+    assert place(refuse(tmp_path, text + "[[axles]]\nlabel = 1\n")) == "axles.20000.label:40007"

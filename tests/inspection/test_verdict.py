@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dca.catalogue import toolkits, torch_releases
+from dca.foundation import data
 from dca.foundation.errors import DcaError
 from dca.inspection import kinds, verdict
 from dca.inspection.values import Answer, InspectedModule, Inspection, Unread
@@ -47,6 +48,7 @@ def ask(thing: Inspection, gpu: str = "", driver: str = "", torch: str = "") -> 
     target = Target(
         gpu=gpu,
         arch=gpus.arch_of("--gpu", gpu) if gpu else "",
+        processor=gpus.processor_of(gpu) if gpu else "",
         driver=known.driver(driver) if driver else None,
         torch=torch_releases.parse(torch) if torch else None,
     )
@@ -200,6 +202,55 @@ def test_torch(thing: Inspection, torch: str, says: str, reason: str) -> None:
     assert any(reason in text for text in answer.reasons) or not reason, answer.reasons
 
 
+X86, ARM = "cp38-abi3-manylinux_2_28_x86_64", "cp38-abi3-manylinux_2_28_aarch64"
+BLACKWELL: dict[str, Any] = {"exact_sass": ("10.0", "12.1"), "tools": ("13.0",)}
+INTEL, ON_ARM = module(**BLACKWELL), module("pkg/_A.so", machine="aarch64", **BLACKWELL)
+LIBRARY: dict[str, Any] = {"form": "file", "file": "_C.so", "tags": ()}
+
+
+@pytest.mark.parametrize(
+    ("thing", "gpu", "says", "reason"),
+    [
+        (
+            inspected(INTEL, tags=(X86,)),
+            "GB200",
+            "no",
+            "it is a wheel for manylinux_2_28_x86_64, which does not install",
+        ),
+        (inspected(INTEL, tags=(X86,)), "GB10", "no", "all machines with GB10 have the processor aarch64."),
+        (inspected(NATIVE, tags=(X86,)), "gh200", "no", "have the processor aarch64."),
+        (inspected(INTEL, tags=("cp312-cp312-win_amd64",)), "GB200", "no", "it is a wheel for win_amd64"),
+        (inspected(ON_ARM, tags=(ARM,)), "GB200", "yes", "has machine code for it"),
+        (inspected(INTEL, ON_ARM, tags=(X86, ARM)), "GB200", "yes", "has machine code for it"),
+        (inspected(tags=("py3-none-any",)), "GB10", "yes", "it has no GPU code of its own."),
+        # Cards are put into machines of either kind, and a compute capability names no machine.
+        (inspected(INTEL, tags=(X86,)), "B200", "yes", "has machine code for it"),
+        (inspected(ON_ARM, tags=(ARM,)), "B200", "yes", "has machine code for it"),
+        (inspected(NATIVE, tags=(X86,)), "9.0", "yes", "has machine code for it"),
+        (inspected(INTEL, **LIBRARY), "GB200", "no", "it is compiled for x86_64, which does not load there"),
+        (inspected(ON_ARM, **LIBRARY), "GB200", "yes", "has machine code for it"),
+        (inspected(module("a.cubin", kind="cubin", machine="", **BLACKWELL), **LIBRARY), "GB200", "yes", "has machine"),
+    ],
+)
+def test_the_processor_of_the_machines_that_have_the_gpu(thing: Inspection, gpu: str, says: str, reason: str) -> None:
+    answer = ask(thing, gpu)
+    assert answer.says == says, answer
+    assert any(reason in text for text in answer.reasons), answer.reasons
+
+
+def test_of_a_folder_of_kernels_the_variant_for_the_gpus_machines_counts() -> None:
+    names = {name: f"build/torch-stable-abi211-cu130-{name}-linux/k/_k.abi3.so" for name in ("x86_64", "aarch64")}
+    both = [module(path, machine=name, torch_symbols=5, stable_abi=True, **BLACKWELL) for name, path in names.items()]
+    folder = {"form": "folder", "file": "kernel", "tags": ()}
+    answer = ask(inspected(*both, **folder), "GB200", torch="2.11")
+    assert (answer.says, answer.reasons[0]) == (
+        "yes",
+        f"its variant for this torch is {names['aarch64'].split('/')[1]}.",
+    )
+    answer = ask(inspected(both[0], **folder), "GB200", torch="2.11")
+    assert (answer.says, answer.reasons[0].split(",")[0]) == ("no", "it is compiled for x86_64")
+
+
 VARIANTS = [
     module(f"build/torch{torch}-cxx11-cu{cuda}-x86_64-linux/k/_k.abi3.so", torch_symbols=5, cxx11_abi=True, **code)
     for torch, cuda, code in (
@@ -239,6 +290,21 @@ def test_of_a_folder_of_kernels_the_variant_for_the_torch_counts(gpu: str, torch
 )
 def test_a_gpu_is_named_by_its_kind_or_its_compute_capability(name: str, arch: str) -> None:
     assert gpus.arch_of("--gpu", name) == arch
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [("GH200", "aarch64"), ("NVIDIA GB300", "aarch64"), ("H200", ""), ("B200", ""), ("10.0", ""), ("Radeon", "")],
+)
+def test_a_gpu_that_is_one_module_with_its_processor_has_its_processor(name: str, processor: str) -> None:
+    assert gpus.processor_of(name) == processor
+
+
+def test_a_processor_that_nobody_builds_for_is_no_gpus(tmp_path: Path) -> None:
+    file = tmp_path / "gpus.toml"
+    file.write_text(data.gpus_file().read_text().replace('processor = "aarch64"', 'processor = "arm64"'))
+    with pytest.raises(DcaError, match=r"(?s)gpus\.toml, line \d+: .*processor.*the processors are x86_64, aarch64"):
+        gpus.load(file)
 
 
 @pytest.mark.parametrize("name", ["", "H", "Radeon", "RTX", "4x80"])

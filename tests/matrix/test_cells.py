@@ -75,7 +75,11 @@ def test_a_cells_id_depends_on_its_options_alone(tmp_path: Path) -> None:
         (HEAD + "[[include]]\ncuda = [12.4]\n", "DCA-202", "line 3: wrong value for `include.0.cuda.0`"),
         (HEAD + "[[include]]\ncuda = []\n", "DCA-202", "line 3: wrong value for `include.0.cuda`"),
         (HEAD + "[[include]]\nrecipe = true\n", "DCA-202", "line 3: wrong value for `include.0.recipe.0`"),
-        (HEAD + '[[include]]\nvariants = "yes please"\n', "DCA-202", "line 3: wrong value for `include.0.variants.0`"),
+        (HEAD + '[[include]]\nvariants = "yes"\n', "DCA-202", "line 3: wrong value for `include.0.variants.0`"),
+        (HEAD + "[[include]]\nvariants = 1\n", "DCA-202", "line 3: wrong value for `include.0.variants`"),
+        (HEAD + f'[[include]]\nmodel = "{5000 * "a"}"\n', "DCA-202", "line 3: wrong value for `include.0.model`"),
+        (HEAD + '[include]\nrecipe = "one"\n', "DCA-202", "line 2: wrong value for `include`"),
+        (TWO + f"[[include]]\narch = {[str(n) for n in range(9_997)]}\n", "DCA-223", "stand for 10,001 cells"),
         (HEAD + '[[include]]\nmodel = "a\\nb"\n', "DCA-202", "line 3: wrong value for `include.0.model`"),
         (TWO + '[[exclude]]\narch = ["8.0", "\\u2028"]\n', "DCA-202", "line 6: wrong value for `exclude.0.arch`"),
         (HEAD + "[[include]\n", "DCA-202", "is not TOML"),
@@ -96,6 +100,43 @@ def test_each_mistake_has_one_error_with_its_place(text: str, code: str, what: s
     assert wrong.value.code == code
     assert what in wrong.value.what
     assert wrong.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "remedy"),
+    [
+        ("[[include]]\narch = 8.0\n", 'texts in quotes, such as "8.0", or true and false.', "correct the value."),
+        ("[[include]]\narch = [8.0]\n", "it must be a text, in quotes.", "correct the value."),
+        ("[[include]]\nvariants = ['no']\n", "it must be true or false.", "correct the value."),
+        ("[[include]]\narch = []\n", "the list is empty; remove the key, or give it a value.", "correct the value."),
+        ("include = []\n", "it has too few values.", "correct the value."),
+        ('[include]\nrecipe = "one"\n', "it must be a list.", "begin the table with [[include]]."),
+    ],
+)
+def test_the_usual_mistakes_are_explained_in_the_words_of_the_file(
+    text: str, why: str, remedy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DcaError) as wrong:
+        read(tmp_path, HEAD + text)
+    assert wrong.value.why.endswith(why)
+    assert wrong.value.remedy == remedy
+
+
+def test_a_matrix_that_is_too_large_is_rejected_before_its_cells_are_made(tmp_path: Path) -> None:
+    many = [str(number) for number in range(1000)]
+    keys = "".join(f"{name} = {many}\n" for name in ("arch", "cuda", "driver", "python", "with", "model"))
+    with pytest.raises(DcaError, match="stand for 1,000,000,000,000,000,004 cells, of at most 10,000") as wrong:
+        read(tmp_path, TWO + "[[include]]\n" + keys)
+    assert "m.toml, line 5, stands for 1,000,000,000,000,000,000." in wrong.value.why
+    # As many as are allowed.
+    assert len(read(tmp_path, HEAD + f"[[include]]\narch = {many}\ncuda = {many[:10]}\n")) == cells.MOST_CELLS
+
+
+def test_cells_of_one_id_are_not_called_the_same(tmp_path: Path) -> None:
+    """Found by trying: ids are 32 bits of a hash."""
+    with pytest.raises(DcaError, match="the cells `--recipe 2202` and `--recipe 56409` have the same id") as wrong:
+        read(tmp_path, HEAD + '[[include]]\nrecipe = ["2202", "56409"]\n')
+    assert wrong.value.code == "DCA-223"
 
 
 def test_the_documented_matrix_is_one(tmp_path: Path) -> None:

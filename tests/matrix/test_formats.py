@@ -15,7 +15,7 @@ import yaml
 
 from dca.cli.matrix import command
 from dca.foundation.errors import DcaError
-from dca.matrix import formats
+from dca.matrix import formats, jobs
 from dca.matrix.formats import FORMATS, Format
 from dca.matrix.jobs import Wish
 from dca.matrix.values import Job, Jobs
@@ -101,8 +101,60 @@ def test_github_takes_its_file_for_another_repository_with_pages(tmp_path: Path)
     # The folder of an index has a hidden one.
     assert uploaded["include-hidden-files"] is True
     assert uploaded["path"].split("\n") == ["dist/*.whl", "matrix.json", "my index", ""]
-    (merging,) = [step["run"] for step in jobs["pages"]["steps"] if "merge" in step.get("run", "")]
-    assert merging == "dca index merge cells/*/'my index' --index site"
+
+
+@pytest.mark.parametrize("cells", [("",), ("wheel-1",), ("wheel-1", "wheel-2")])
+def test_the_indexes_of_githubs_jobs_are_merged_also_of_one_alone_with_a_stand_in_of_dca(
+    cells: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A single artifact is unpacked without a folder of its own, from version 5 of the action on."""
+    steps = yaml.safe_load(written("github", action=f"someone/dca@{'a' * 40}", index=Path("my index")))["jobs"]["pages"]
+    (merging,) = [step["run"] for step in steps["steps"] if "merge" in step.get("run", "")]
+    for cell in cells:
+        (tmp_path / "cells" / cell / "my index").mkdir(parents=True)
+        (tmp_path / "cells" / cell / "matrix.json").touch()
+    (tmp_path / "dca").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "dca").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for shell in ("bash", "sh"):
+        ran = subprocess.run(
+            [shell, "-e", "-c", merging], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
+        indexes = [str(Path("cells") / cell / "my index") for cell in cells]
+        assert ran.stdout.splitlines() == ["index", "merge", *indexes, "--index", "site"]
+
+
+def times(text: str) -> list[int]:
+    """The minutes after which each job of a file ends."""
+    file = yaml.safe_load(text)
+    of_github = [job["timeout-minutes"] for job in file.get("jobs", {}).values()]
+    of_buildkite = [step["timeout_in_minutes"] for step in file.get("steps", ())]
+    return of_github or of_buildkite or [60 * int(file[".wheel"]["timeout"].removesuffix("h"))]
+
+
+@pytest.mark.parametrize("kind", ["github", "gitlab", "buildkite"])
+def test_no_job_stands_still_for_ever(kind: Format) -> None:
+    """And none ends after the hour that GitLab gives one by itself, in which some wheels are not built."""
+    assert set(times(written(kind))) == {360}
+
+
+@pytest.mark.parametrize("kind", ["gitlab", "buildkite"])
+def test_jobs_that_publish_to_a_bucket_install_what_that_needs_and_name_no_secret(kind: Format, tmp_path: Path) -> None:
+    text = written(kind, bucket=("--s3", "s3://wheels"))
+    valid(f"vendor.{'gitlab-ci' if kind == 'gitlab' else kind}", text, tmp_path)
+    (line,) = {line.strip(" -") for line in text.splitlines() if "pip install" in line}
+    assert "--require-hashes" in line
+    assert (ROOT / shlex.split(line)[-1]).is_file()
+    assert "AWS_SECRET_ACCESS_KEY" in text
+    assert "AWS_SECRET_ACCESS_KEY" not in str(yaml.safe_load(text))
+    assert "pip install" not in written(kind)
+
+
+def test_a_matrix_whose_name_begins_with_a_dash_is_no_option() -> None:
+    words = jobs._command("00000001", Wish(Path("--help"), 4, None, Path("-out")))
+    with command.make_context("matrix", list(words[2:])) as context:
+        assert context.params["file"] == Path("--help")
+        assert context.params["out"] == Path("-out")
 
 
 @pytest.mark.parametrize("action", ["", f"someone/dca@{'a' * 40}"])
@@ -140,6 +192,12 @@ def test_gitlab_takes_its_file(tmp_path: Path) -> None:
     assert (one["variables"]["KUBERNETES_CPU_REQUEST"], two["variables"]["KUBERNETES_MEMORY_REQUEST"]) == ("4", "7Gi")
     parsed(one["script"][0])
     assert "--cell 00000002" in two["script"][0]
+    ((rule,),) = (one.values() for one in yaml.safe_load(text)[".wheel"]["rules"])
+    pattern = rule.partition("/")[2].rstrip("/")
+    assert [source for source in ("push", "merge_request_event", "web", "api") if re.search(pattern, source)] == [
+        "web",
+        "api",
+    ]
 
 
 def test_buildkite_takes_its_file(tmp_path: Path) -> None:

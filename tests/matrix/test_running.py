@@ -23,7 +23,8 @@ from dca.cli import options
 from dca.cli.matrix import Board
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.matrix import running
+from dca.matrix import formats, running
+from dca.matrix.formats import FORMATS, Format
 from dca.matrix.values import CellResult, Outcome
 from dca.pipeline import gather, probing
 from dca.pipeline import wheel as building
@@ -226,7 +227,7 @@ def test_an_index_that_cannot_be_written_fails_after_the_wheels_are_built(
 @pytest.mark.parametrize(
     ("table", "code", "said"),
     [
-        ('recipe = "no-such"', 2, "DCA-203"),
+        ('recipe = "no-such"', 2, "DCA-203: cell `--recipe no-such`: there is no recipe `no-such`."),
         ('cuda = "twelve"', 2, "DCA-201: cell `--cuda twelve`"),
         ('arch = "x"', 2, "DCA-201: cell `--arch x`"),
         ('source = "/nowhere"', 2, "DCA-204: cell `--source /nowhere`"),
@@ -238,7 +239,7 @@ def test_a_matrix_that_cannot_be_built_is_one_error(
     table: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     matrix = Matrix(tmp_path, capsys, f"{HEAD}[[include]]\n{table}\n")
-    for more in ((), ("--dry-run",), ("--format", "github")):
+    for more in ((), ("--dry-run",), ("--format", "slurm"), ("--executor", "slurm"), ("--executor", "ray")):
         status, _, err = matrix.run(*more)
         assert status == code
         assert said in err
@@ -253,7 +254,6 @@ def test_a_matrix_that_cannot_be_built_is_one_error(
         (["--format", "json", "--report", "r"], "--format builds nothing"),
         (["--format", "gitlab", "--action", f"a/b@{'0' * 40}"], "--action needs --format github"),
         (["--format", "github", "--action", "a/b@v1"], "is not OWNER/NAME@COMMIT"),
-        (["--format", "github", "--index", "/srv/index"], "is no folder of the repository"),
         (["--index", "i", "--s3", "s3://b/p"], "exclude each other"),
         (["--dry-run", "--s3", "s3://b/p"], "--dry-run builds nothing"),
         (["--dry-run", "--smoke", "cpu"], "--dry-run builds nothing"),
@@ -264,6 +264,53 @@ def test_options_without_an_effect_are_rejected(words: list[str], said: str, mat
     status, _, err = matrix.run(*words)
     assert status == 2
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("github", ["/srv/m.toml"], "MATRIX.toml: /srv/m.toml does not lie in the repository"),
+        ("buildkite", ["../m.toml"], "MATRIX.toml: ../m.toml does not lie in the repository"),
+        ("gitlab", ["m.toml", "--out", "/srv/dist"], "--out: /srv/dist does not lie in the repository"),
+        ("github", ["m.toml", "--index", "/srv/index"], "--index: /srv/index does not lie in the repository"),
+        ("github", ["m.toml", "--index", "a/../../b"], "--index: a/../../b does not lie in the repository"),
+        ("github", ["m.toml", "--out", "${{ github.token }}"], "--out: ${{ github.token }} would be read as a pattern"),
+        ("gitlab", ["m.toml", "--out", "$HOME"], "--out: $HOME would be read as a pattern"),
+        ("buildkite", ["m.toml", "--out", " dist"], "--out:  dist would be read as a pattern"),
+        ("slurm", ["m\n#SBATCH --uid=0.toml"], "MATRIX.toml: 'm\\n#SBATCH --uid=0.toml' has a character"),
+        ("json", ["m.toml", "--index", "a\u202eb"], "--index: 'a\\u202eb' has a character"),
+        ("github", ["m.toml", "--s3", "https://b/p"], "--s3 https://b/p is not a bucket's URL"),
+        ("slurm", ["m.toml", "--s3", "s3://b", "--s3-endpoint", "https://u:secret@h"], "is not the URL of a store"),
+    ],
+)
+def test_paths_that_jobs_would_not_find_or_read_otherwise_are_rejected(
+    kind: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = cli.run(["matrix", *words, "--format", kind])
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "  Next: " in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize("kind", ["slurm", "gitlab", "buildkite"])
+def test_an_index_that_all_machines_have_may_lie_anywhere(kind: Format) -> None:
+    formats.check(kind, Path("m.toml"), Path("dist"), Path("/srv/index"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_matrix_without_a_job_leaves_standard_output_empty(
+    kind: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is usually a file of the engine, which would then be a table."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.toml").write_text(f'{HEAD}[[include]]\nrecipe = "{PLUGINS[0]}"\narch = ["8.0", "9.0"]\n')
+    status = cli.run(["matrix", "m.toml", "--format", kind, "--cache-dir", "cache", "--offline"])
+    out, err = capsys.readouterr()
+    assert (status, out) == (3, "")
+    assert "DCA-309: no cell of m.toml can be built on this machine." in err
+    assert "--arch 9.0" in err
 
 
 def test_jobs_name_the_cells_and_what_is_impossible_goes_to_standard_error(

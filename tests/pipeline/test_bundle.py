@@ -650,6 +650,17 @@ def test_a_wheel_is_made_offline_from_the_cache_and_is_the_one_made_online(
     assert json.loads((Path(offline["run"]) / "lock.json").read_text())["toolkit"]["archives"]
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_plan_knows_whether_a_shared_compiler_cache_may_be_asked(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCCACHE_REDIS_ENDPOINT", "redis://localhost:1")
+    cache, nothing_probed = store.Store(tmp_path / "cache", offline=offline), gather.Shared(Reach(places={}))
+    seen = gather.world(Request(), cache, shared=nothing_probed)
+    assert "Redis" in [found.shared for found in seen.machine.caches]
+    assert seen.offline == offline
+
+
 @pytest.mark.slow
 def test_an_empty_cache_says_offline_what_it_lacks(dca: RunDca, tmp_path: Path) -> None:
     done = dca("fetch", "--recipe", "vllm-0.10.2", "--prebuilt", "all", "--offline", "--cache-dir", tmp_path / "empty")

@@ -955,6 +955,9 @@ def test_what_cannot_be_built_is_refused_with_its_codes(changes: dict[str, Any],
             "Python.h",
             ("sudo apt install python3.11-dev",),
         ),
+        ({}, world(reached=reach(apt=False)), "DCA-302", "no mirror", ("doctor --only network", "--toolkit DIR")),
+        # No download would help.
+        ({"toolkit": NAMED.path}, world(machine(toolkits=(NAMED,))), "DCA-302", "another major", ("install one of",)),
         ({"archs": ("7.5",)}, world(), "DCA-305", "7.5", ("--prebuilt all", "--profile full --arch 7.5")),
         ({"groups": ("fp8",), "archs": ("8.0", "9.0")}, world(), "DCA-305", "`fp8`", ("--prebuilt all",)),
         (
@@ -975,6 +978,7 @@ def test_a_refusal_says_why_and_what_works_instead(
     assert reason.code == code
     assert text in reason.text
     assert all(remedy in reason.remedy for remedy in remedies)
+    assert ("doctor" in reason.remedy) == any("doctor" in remedy for remedy in remedies)
 
 
 def caches(shared: str = "", ccache: str = "", scheduler: str = "") -> tuple[FoundCache, ...]:
@@ -1008,6 +1012,28 @@ def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(
     assert any("not on PATH" in warning for warning in plan.warnings) == ("PATH" in said)
     # The wheel is the same, so the plan is.
     assert plan.key == planned(Request(compiler_cache="off")).key
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "chosen", "said"),
+    [
+        ("auto", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
+        ("sccache", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
+        ("sccache", caches(scheduler="CONF"), None, "--offline forbids to ask the scheduler that CONF names."),
+        ("auto", caches(scheduler="CONF"), None, "also keeps those of other patches and options."),
+        ("sccache", caches(), "sccache", "requested with --compiler-cache sccache."),
+    ],
+)
+def test_a_build_without_a_network_uses_no_compiler_cache_that_needs_one(
+    asked: CacheOption, found: tuple[FoundCache, ...], chosen: str | None, said: str
+) -> None:
+    seen = world(machine(caches=found))
+    plan = planned(Request(compiler_cache=asked), dataclasses.replace(seen, offline=True))
+    assert (plan.compiler_cache.name if plan.compiler_cache else None) == chosen
+    reason = next(choice.reason for choice in plan.choices if choice.subject == "compiler cache")
+    assert reason.endswith(said)
+    # Who asked for a cache is warned.
+    assert any(said in warning for warning in plan.warnings) == (asked != "auto" and chosen is None)
 
 
 def test_a_compiler_cache_that_breaks_on_the_toolkit_is_not_used() -> None:

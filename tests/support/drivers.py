@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -188,8 +189,9 @@ def kill_at_random(
                 process.communicate()
                 process = driver.start(file)
             elif living := workers(driver.out):
-                os.kill(chance.choice(living), signal.SIGKILL)
-                hit[victim] += 1
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(living), signal.SIGKILL)
+                    hit[victim] += 1
         code, done, err = driver.end(process)
         took = time.monotonic() - began
         assert (code, set(states(done)) - {"built", "unchanged"}) == (0, set()), err

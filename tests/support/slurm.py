@@ -61,8 +61,9 @@ GPUS = dict(zip(NODES, ("a100", "h100"), strict=True))
 # A cluster that ends jobs which take more memory than they asked for, without control groups.
 WATCHED = "JobAcctGatherType=jobacct_gather/linux\nJobAcctGatherFrequency=1\nJobAcctGatherParams=OverMemoryKill"
 # $1 is munge's folder, $2 the folder of the daemons' programs, $3 that of logs, $4 a folder which is a small disk of
-# the first node's own.
+# the first node's own. A daemon that crashes would leave its memory in the folder of the job, which may be a checkout.
 START = """
+ulimit -c 0
 munged -F --force --socket="$1/sock" --key-file="$1/key" --pid-file="$1/pid" --seed-file="$1/seed" \
     > "$3/munged.log" 2>&1 &
 for _ in $(seq 100); do [ -S "$1/sock" ] || sleep 0.1; done; [ -S "$1/sock" ]

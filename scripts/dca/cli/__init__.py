@@ -117,7 +117,8 @@ def run(arguments: list[str]) -> int:
         # Commands return nothing; a code is that of `Context.exit`.
         return root.main(args=arguments, prog_name="dca", standalone_mode=False) or 0
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "dca"
+        # click's parser of options does not know whose they are.
+        path = error.ctx.command_path if error.ctx else _path_of(arguments)
         return _say(DcaError("DCA-201", error.format_message(), remedy=f"see `{path} --help`."), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted) as error:
         # Everything is cleaned up already, so another Ctrl-C is ignored.
@@ -132,6 +133,17 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         # Standard output itself may be what failed, so no JSON is written to it.
         return _say(from_os_error(error), as_json=False)
+
+
+def _path_of(arguments: list[str]) -> str:
+    """The command that the arguments name: `dca serve plan`."""
+    context = click.Context(root, info_name="dca")
+    for word in arguments:
+        command = context.command.get_command(context, word) if isinstance(context.command, click.Group) else None
+        if command is None:
+            break
+        context = click.Context(command, parent=context, info_name=word)
+    return context.command_path
 
 
 def explanation_of(error: DcaError) -> tuple[Known, ...]:

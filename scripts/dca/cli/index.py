@@ -51,7 +51,7 @@ class Where:
         return tuple(word for flag, value in named.items() if value for word in (flag, value))
 
     def check(self, *, repository: bool = False) -> None:
-        """Reject options that name several places.
+        """Reject options that name several places, and what is no bucket's URL.
 
         Args:
             repository: whether an index server is named too.
@@ -65,6 +65,10 @@ class Where:
             raise DcaError("DCA-201", f"{' and '.join(named)} exclude each other.", remedy="give one of them.")
         if self.s3_endpoint and not self.s3:
             raise DcaError("DCA-201", "--s3-endpoint needs --s3.", remedy="omit it, or add --s3.")
+        if self.s3:
+            from dca.publish.bucket import parse
+
+            parse(self.s3, self.s3_endpoint)
 
     def place(self, reporter: Reporter, *, writes: bool = True) -> Place:
         """The index.

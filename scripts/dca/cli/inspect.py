@@ -61,6 +61,7 @@ def target(gpu: str | None, driver: str | None, torch: str | None) -> Target | N
     return Target(
         gpu=gpu or "",
         arch=gpus.arch_of("--gpu", gpu) if gpu else "",
+        processor=gpus.processor_of(gpu) if gpu else "",
         driver=load_versions().drivers.driver(driver) if driver else None,
         torch=torch_releases.parse(torch) if torch else None,
     )

@@ -100,10 +100,11 @@ class Asked:
         """The level of the smoke tests where wheels are built; None for none."""
         return None if self.smoke == NODES else self.smoke
 
-    def check(self, where: index.Where) -> None:
+    def check(self, file: Path, where: index.Where) -> None:
         """Reject options that would have no effect, and files that cannot be written.
 
         Args:
+            file: of the matrix.
             where: the index to publish to.
 
         Raises:
@@ -123,13 +124,6 @@ class Asked:
                 "DCA-201", f"{only_plans} builds nothing.", remedy=f"omit it, or omit {' and '.join(useless)}."
             )
         self._check_engine()
-        if self.kind == "github" and where.index and where.index.is_absolute():
-            raise DcaError(
-                "DCA-201",
-                f"--index {where.index} is no folder of the repository.",
-                why="each machine publishes to a folder of its own, which the last job collects.",
-                remedy="give a relative path.",
-            )
         if self.action and self.kind != "github":
             raise DcaError("DCA-201", "--action needs --format github.", remedy="omit it.")
         if self.action and not ACTION.fullmatch(self.action):
@@ -139,7 +133,10 @@ class Asked:
                 why="whoever owns a tag or a branch can move it; a commit stays.",
                 remedy="name the repository and the 40 hexadecimal digits of a commit.",
             )
-        options.check_writable("--out", self.out)
+        if self.kind:
+            formats.check(self.kind, file, self.out, where.index)
+        else:
+            options.check_writable("--out", self.out)
         options.check_writable("--report", self.report)
         options.check_writable("--index", None if self.kind else where.index)
         where.check()
@@ -238,7 +235,7 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
     plan is possible for are shown with the reason. A cell that fails does not end the others. The same command
     continues after an interruption.
     """
-    asked.check(where)
+    asked.check(file, where)
     cache = options.open_cache(cache_dir, offline=asked.offline)
     every = cells.read(file)
     with Board(output) as board:
@@ -254,12 +251,14 @@ def command(file: Path, asked: Asked, where: index.Where, cache_dir: Path | None
                 documents.write(done, running.report_file(settings, cache))
         else:
             done = running.outcome(expansion, file)
-    if asked.kind and expansion.wheels:
+    if asked.kind:
+        # Standard output becomes a file of the engine, in which nothing else belongs.
+        if impossible := [cell for cell in done.cells if cell.state == "impossible"]:
+            click.echo("\n".join([TITLES["impossible"], *_reasons(impossible)]), err=True)
+        if not expansion.wheels:
+            _judge(done, asked, as_json=False)
         wish = jobs.Wish(file, asked.cores or CORES, asked.level, asked.out, where.index, where.bucket)
-        written = jobs.jobs(expansion, wish)
-        click.echo(formats.write(written, asked.kind, wish, asked.action or ""), nl=False)
-        if written.impossible:
-            click.echo("\n".join([TITLES["impossible"], *_reasons(written.impossible)]), err=True)
+        click.echo(formats.write(jobs.jobs(expansion, wish), asked.kind, wish, asked.action or ""), nl=False)
         return
     if asked.report is not None:
         documents.write(done, asked.report)

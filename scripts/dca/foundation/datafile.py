@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from dca.foundation.errors import DcaError
+from dca.foundation.printable import shown
 from dca.foundation.suggestion import did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -18,7 +20,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 M = TypeVar("M", bound=BaseModel)
+MOST_BYTES = 16 << 20
+WANTED = {
+    "bool_parsing": "it must be true or false.",
+    "bool_type": "it must be true or false.",
+    "dict_type": "it must be a table.",
+    "float_type": "it must be a number.",
+    "int_from_float": "it must be a whole number.",
+    "int_type": "it must be a whole number.",
+    "model_type": "it must be a table.",
+    "string_type": "it must be a text, in quotes.",
+    "too_short": "it has too few values.",
+    "tuple_type": "it must be a list.",
+}
+"""What a value must be, by pydantic's type of the mistake."""
 
 
 def load(kind: type[M], path: Path) -> M:
@@ -27,14 +46,29 @@ def load(kind: type[M], path: Path) -> M:
     Raises:
         DcaError: DCA-202 with the place of the first mistake, DCA-204 when the file does not exist.
     """
+    checked: M = _checked(kind, path, read_text(path))
+    return checked
+
+
+def read_text(path: Path) -> str:
+    """The text of a data file, without the mark of its byte order that editors on Windows write.
+
+    Raises:
+        DcaError: DCA-202 for what is no text or is too large, DCA-204 when the file does not exist or is none.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        # A pipe would be waited for, and a device has no end.
+        if not stat.S_ISREG((found := path.stat()).st_mode):
+            raise DcaError("DCA-204", f"{path} is not a file.", remedy="check the path.")
+        if found.st_size > MOST_BYTES:
+            raise DcaError(
+                "DCA-202", f"{path} is larger than {MOST_BYTES >> 20} MiB.", remedy="check that it is the right file."
+            )
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DcaError("DCA-204", f"{path} does not exist.", remedy="check the path.") from None
     except UnicodeDecodeError:
         raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="save it as UTF-8.") from None
-    checked: M = _checked(kind, path, text)
-    return checked
 
 
 # One command reads the same file several times: the same text is the same value, which is frozen.
@@ -42,8 +76,12 @@ def load(kind: type[M], path: Path) -> M:
 def _checked(kind: type[M], path: Path, text: str) -> M:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DcaError("DCA-202", f"{path} is not TOML.", why=str(error), remedy="fix that line.") from None
+    except RecursionError:
+        raise DcaError("DCA-202", f"{path}: its lists and tables are nested too deep.", remedy="check it.") from None
+    except ValueError as error:
+        # Of a number with thousands of digits, Python's own error, which names no line.
+        remedy = "fix that line." if isinstance(error, tomllib.TOMLDecodeError) else "shorten that number."
+        raise DcaError("DCA-202", f"{path} is not TOML.", why=str(error).partition(";")[0], remedy=remedy) from None
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -60,21 +98,32 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
     name = ".".join(str(part) for part in location)
     if not location:
         return DcaError(
-            "DCA-202", f"{where}: the values contradict each other.", why=first["msg"], remedy="correct them."
+            "DCA-202", f"{where}: the values contradict each other.", why=_reason(first), remedy="correct them."
         )
     if first["type"] == "extra_forbidden":
-        otherwise = "remove it, or compare with the other files of this folder."
-        hint = did_you_mean(str(location[-1]), sorted(_names(kind, location)), otherwise, "`{}`")
-        return DcaError("DCA-202", f"{where}: unknown key `{name}`.", remedy=hint)
+        names = sorted(_names(kind, location))
+        otherwise = f"remove it; the keys here are {', '.join(names)}."
+        hint = did_you_mean(str(location[-1]), names, otherwise, "`{}`")
+        return DcaError("DCA-202", f"{where}: unknown key `{shown(name)}`.", remedy=hint)
     if first["type"] == "missing":
         return DcaError("DCA-202", f"{where}: the key `{name}` is missing.", remedy="add it.")
-    shown = repr(first["input"])
+    given = repr(first["input"])
     return DcaError(
         "DCA-202",
-        f"{where}: wrong value for `{name}`: {shown if len(shown) < 80 else shown[:77] + '…'}.",
-        why=first["msg"],
-        remedy="correct the value.",
+        f"{where}: wrong value for `{name}`: {given if len(given) < 80 else given[:77] + '…'}.",
+        why=_reason(first),
+        remedy=f"begin the table with [[{name}]]." if _is_table(first) else "correct the value.",
     )
+
+
+def _is_table(mistake: ErrorDetails) -> bool:
+    """Whether a table stands where a list of tables is needed."""
+    return mistake["type"] == "tuple_type" and isinstance(mistake["input"], dict)
+
+
+def _reason(mistake: ErrorDetails) -> str:
+    """Why a value is wrong, in the words of TOML in place of Python's."""
+    return WANTED.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
 
 
 def _real(location: Sequence[int | str], data: Any) -> list[int | str]:
@@ -155,33 +204,45 @@ def _keys(text: str) -> Iterator[tuple[int, list[int | str]]]:
             yield number, table
         elif (equals := _outside(line, "=")) >= 0:
             yield number, [*table, *_split(line[:equals])]
-            skip_to = number + _lines_of_value("".join([raw[raw.index("=") + 1 :], *lines[number:]]))
+            skip_to = number + _lines_of_value(raw[raw.index("=") + 1 :], lines, number)
 
 
-def _lines_of_value(text: str) -> int:
-    """How many further lines a value takes: arrays and strings may span several."""
-    depth, quote, position = 0, "", 0
-    while position < len(text):
-        character = text[position]
+def _lines_of_value(text: str, lines: Sequence[str], following: int) -> int:
+    """How many further lines a value takes: arrays and strings may span several.
+
+    Args:
+        text: the rest of the key's line.
+        lines: of the whole file, with their ends.
+        following: position of the next line.
+    """
+    depth, quote = 0, ""
+    for more in range(len(lines) - following + 1):
+        depth, quote = _within(text if not more else lines[following + more - 1], depth, quote)
+        if depth <= 0 and not quote:
+            return more
+    return len(lines) - following
+
+
+def _within(line: str, depth: int, quote: str) -> tuple[int, str]:
+    """How many brackets, and which quotes, are open at the end of a line, from those that are at its begin."""
+    position = 0
+    while position < len(line):
+        character = line[position]
         if quote:
             if character == "\\" and quote[0] == '"':
                 position += 1
-            elif text.startswith(quote, position):
+            elif line.startswith(quote, position):
                 position += len(quote) - 1
                 quote = ""
         elif character in "\"'":
-            quote = character * 3 if text.startswith(character * 3, position) else character
+            quote = character * 3 if line.startswith(character * 3, position) else character
             position += len(quote) - 1
         elif character == "#":
-            end = text.find("\n", position)
-            position = len(text) if end < 0 else end
-            continue
+            break
         else:
             depth += (character in "[{") - (character in "]}")
-            if character == "\n" and depth <= 0:
-                break
         position += 1
-    return text.count("\n", 0, position)
+    return depth, quote
 
 
 def _outside(text: str, sought: str) -> int:

@@ -38,12 +38,14 @@ class Target:
     Args:
         gpu: as the user named it.
         arch: its compute capability.
+        processor: that all machines with it have, as `uname -m` prints it; empty if they differ.
         driver: NVIDIA's.
         torch: a release.
     """
 
     gpu: str = ""
     arch: str = ""
+    processor: str = ""
     driver: Driver | None = None
     torch: Torch | None = None
 
@@ -68,7 +70,7 @@ def answer(inspection: Inspection, target: Target) -> Answer:
     """
     modules, parts = _chosen(inspection, target)
     if target.arch:
-        parts += _platform(inspection)
+        parts += _platform(inspection, modules, target)
         parts += _gpu(inspection, modules, target)
     if target.torch:
         parts += _torch(inspection, modules, target.torch)
@@ -78,10 +80,18 @@ def answer(inspection: Inspection, target: Target) -> Answer:
     return Answer(asked=str(target), says=says, reasons=tuple(texts))
 
 
-def _platform(inspection: Inspection) -> Iterator[_Part]:
+def _platform(inspection: Inspection, modules: Sequence[InspectedModule], target: Target) -> Iterator[_Part]:
     platforms = sorted({tag.rsplit("-", 1)[-1] for tag in inspection.tags})
+    named = ", ".join(platforms[:_NAMED])
     if platforms and all(map(_NO_NVIDIA.match, platforms)):
-        yield _Part("no", f"it is a wheel for {', '.join(platforms[:_NAMED])}, where no NVIDIA GPU is supported.")
+        yield _Part("no", f"it is a wheel for {named}, where no NVIDIA GPU is supported.")
+    elif (own := target.processor) and not any(one == "any" or one.endswith(f"_{own}") for one in platforms):
+        hosts = f"all machines with {target.gpu} have the processor {own}"
+        machines = sorted({module.machine for module in modules if module.machine})
+        if platforms:
+            yield _Part("no", f"it is a wheel for {named}, which does not install there: {hosts}.")
+        elif machines and own not in machines:
+            yield _Part("no", f"it is compiled for {', '.join(machines)}, which does not load there: {hosts}.")
 
 
 # --- variants ---
@@ -104,7 +114,8 @@ def _chosen(inspection: Inspection, target: Target) -> tuple[list[InspectedModul
         names = sorted({match[0] for match in variants.values() if match})
         loaded = [module for module in all_modules if variants[module.path] is None]
         return loaded, [_Part("no", f"it has no variant for {torch}; it has {', '.join(names[:10])}.")]
-    name = max(suiting, key=lambda name: _rank(suiting[name]))
+    processor = target.processor or platform.machine()
+    name = max(suiting, key=lambda name: _rank(suiting[name], processor))
     loaded = [module for module in all_modules if (own := variants[module.path]) is None or own[0] == name]
     return loaded, [_Part("yes", f"its variant for this torch is {name}.")]
 
@@ -129,13 +140,13 @@ def _suits(variant: re.Match[str], torch: Torch) -> bool:
     return fits and variant["backend"].startswith("cu") and own[0] == major and own[1] <= minor
 
 
-def _rank(variant: re.Match[str]) -> tuple[bool, bool, int, int]:
+def _rank(variant: re.Match[str], processor: str) -> tuple[bool, bool, int, int]:
     """Which of several that suit is taken.
 
-    Those for this machine's processor come first, then the stable ABI, and of it the newest, then the newest CUDA.
+    Those for the processor come first, then the stable ABI, and of it the newest, then the newest CUDA.
     """
     stable = int(variant["stable_minor"] or -1)
-    return (variant["machine"] == platform.machine(), stable >= 0, stable, _cuda(variant["backend_version"])[1])
+    return (variant["machine"] == processor, stable >= 0, stable, _cuda(variant["backend_version"])[1])
 
 
 def _cuda(digits: str) -> tuple[int, int]:

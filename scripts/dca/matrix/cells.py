@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictBool
 
 from dca.foundation import datafile, documents
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 
 SCHEMA = "dca.matrix/1"
+MOST_CHARACTERS = 4096
+"""Of a value: as many as a path can have."""
+MOST_CELLS = 10_000
 
 
 def _several(value: Any) -> Any:
@@ -24,15 +28,19 @@ def _several(value: Any) -> Any:
     """
     if isinstance(value, str | bool):
         value = [value]
-    if isinstance(value, list) and not value:
-        raise ValueError("the list is empty; remove the key, or give it a value")
-    if isinstance(value, list) and not all(str(one).isprintable() for one in value):
-        raise ValueError("a value has a line break or another character that cannot be printed")
+    if not isinstance(value, list):
+        raise ValueError('it must be one value or a list of values: texts in quotes, such as "8.0", or true and false.')  # noqa: TRY004 - for pydantic
+    if not value:
+        raise ValueError("the list is empty; remove the key, or give it a value.")
+    if not all(str(one).isprintable() for one in value):
+        raise ValueError("a value has a line break or another character that cannot be printed.")
+    if any(len(str(one)) > MOST_CHARACTERS for one in value):
+        raise ValueError(f"a value has more than {MOST_CHARACTERS} characters.")
     return value
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
-Flags = Annotated[tuple[bool, ...], BeforeValidator(_several)]
+Flags = Annotated[tuple[StrictBool, ...], BeforeValidator(_several)]
 
 
 class Axes(Value):
@@ -115,22 +123,27 @@ def read(path: Path) -> tuple[Cell, ...]:
 
     Raises:
         DcaError: DCA-202 and 204 for the file, DCA-223 for an exclusion that leaves nothing out, and when no cell is
-            left or one stands there twice.
+            left, one stands there twice or there are too many.
     """
     file = datafile.load(MatrixFile, path)
+    _check_size(file, path)
     kept: dict[str, Cell] = {}
     used: set[int] = set()
     for number, cell in _every(file):
         if hits := {place for place, axes in enumerate(file.exclude) if _matches(cell, axes)}:
             used |= hits
-        elif cell.id in kept:
+        elif (other := kept.setdefault(cell.id, cell)) is not cell:
+            if other != cell:
+                raise DcaError(
+                    "DCA-223",
+                    f"{path}: the cells `{other.text}` and `{cell.text}` have the same id.",
+                    remedy="divide it into two files, with one of them each.",
+                )
             raise DcaError(
                 "DCA-223",
                 f"{_place(path, 'include', number)}: the cell `{cell.text}` is there twice.",
                 remedy="remove one of the two.",
             )
-        else:
-            kept[cell.id] = cell
     for place, axes in enumerate(file.exclude):
         if not axes.values or place not in used:
             raise DcaError(
@@ -144,6 +157,23 @@ def read(path: Path) -> tuple[Cell, ...]:
             "DCA-223", f"{path}: no cell is left.", why="the exclusions match all cells.", remedy="remove an exclusion."
         )
     return tuple(kept.values())
+
+
+def _check_size(file: MatrixFile, path: Path) -> None:
+    """Reject tables whose combinations are too many to plan, before they are made.
+
+    Raises:
+        DcaError: DCA-223.
+    """
+    counts = [math.prod(map(len, axes.values.values())) for axes in file.include]
+    if (total := sum(counts)) > MOST_CELLS:
+        largest = max(range(len(counts)), key=counts.__getitem__)
+        raise DcaError(
+            "DCA-223",
+            f"{path}: the tables stand for {total:,} cells, of at most {MOST_CELLS:,}.",
+            why=f"the largest one, {_place(path, 'include', largest)}, stands for {counts[largest]:,}.",
+            remedy="divide it into several files, or give fewer values.",
+        )
 
 
 def _every(file: MatrixFile) -> Iterator[tuple[int, Cell]]:
@@ -165,5 +195,5 @@ def _matches(cell: Cell, axes: Axes) -> bool:
 
 
 def _place(path: Path, table: str, number: int) -> str:
-    line = datafile.find_line(path.read_text(encoding="utf-8"), [table, number])
+    line = datafile.find_line(datafile.read_text(path), [table, number])
     return f"{path}, line {line}" if line else str(path)

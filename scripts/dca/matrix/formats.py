@@ -10,6 +10,7 @@ from typing import Literal
 import dca
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
+from dca.foundation.printable import shown
 from dca.matrix.jobs import Wish, most
 from dca.matrix.values import Job, Jobs
 
@@ -20,6 +21,10 @@ LIMITS: dict[Format, int] = {"github": 256, "slurm": 1001}
 """How many jobs an engine takes: GitHub of one matrix, Slurm as its MaxArraySize is by default."""
 ESCAPED: dict[Format, tuple[str, str]] = {"github": ("${{", "${{ '${{' }}"), "buildkite": ("$", "$$")}
 """What an engine replaces in a text before anything else reads it, and how it is written so that it stays."""
+SERVICES: tuple[Format, ...] = ("github", "gitlab", "buildkite")
+"""Engines whose jobs begin in a new checkout of a repository."""
+# What a service reads in a way of its own in the names of folders that it keeps: patterns, variables, home folders.
+_PATTERN = set("*?[]{}!$~\\")
 OWN = ".venv/bin/dca"
 """The program in a checkout, after `make venv`."""
 
@@ -71,11 +76,54 @@ def write(jobs: Jobs, kind: Format, wish: Wish, action: str = "") -> str:
         # Machines of GitHub have no folder in common: what each publishes is merged at the end.
         index=wish.index,
         bucket=bool(wish.bucket),
-        merging=f"{program} index merge cells/*/{shlex.quote(str(wish.index))} --index site",
+        program=program,
+        merged=shlex.quote(str(wish.index)),
         action=action,
         line=line,
         version=dca.__version__,
     )
+
+
+def check(kind: Format, file: Path, out: Path, index: Path | None) -> None:
+    """Reject paths that a job of an engine would read otherwise, or not find.
+
+    Args:
+        kind: the engine, or `json`.
+        file: of the matrix.
+        out: folder of the wheels.
+        index: folder of the index; None for none.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    named = {"MATRIX.toml": file, "--out": out, "--index": index}
+    for flag, path in named.items():
+        if path is not None and not str(path).isprintable():
+            raise DcaError(
+                "DCA-201",
+                f"{flag}: {shown(str(path))} has a character that cannot be printed.",
+                why="a line break in it would begin a line of the file that is written.",
+                remedy="rename it.",
+            )
+    # Each machine of GitHub publishes to a folder of its own; others may have one in common, which can be anywhere.
+    inside = {"github": tuple(named), "gitlab": ("MATRIX.toml", "--out"), "buildkite": ("MATRIX.toml",)}.get(kind, ())
+    for flag in inside:
+        path = named[flag]
+        if path is not None and (path.is_absolute() or ".." in path.parts):
+            raise DcaError(
+                "DCA-201",
+                f"{flag}: {path} does not lie in the repository.",
+                why="a job begins in a new checkout, on another machine.",
+                remedy="run the command in the repository's top folder, and give a path relative to it.",
+            )
+    for flag in ("--out", "--index") if kind in SERVICES else ():
+        text = str(named[flag] or "")
+        if _PATTERN & set(text) or text != text.strip():
+            raise DcaError(
+                "DCA-201",
+                f"{flag}: {named[flag]} would be read as a pattern of names by {kind}.",
+                remedy="choose a name without spaces at its ends, and without any of * ? [ ] { } ! $ ~ and backslash.",
+            )
 
 
 def _quoted(value: str) -> str:

@@ -71,7 +71,9 @@ def _job(wheel: Wheel, wish: Wish) -> Job:
 def _command(cell: str, wish: Wish) -> tuple[str, ...]:
     level = ("--smoke", wish.level) if wish.level else ()
     index = ("--index", str(wish.index)) if wish.index is not None else wish.bucket
-    return ("dca", "matrix", str(wish.file), "--cell", cell, *level, "--out", str(wish.out), *index)
+    # A name that begins with a dash would be an option.
+    file = f"./{wish.file}" if str(wish.file).startswith("-") else str(wish.file)
+    return ("dca", "matrix", file, "--cell", cell, *level, "--out", str(wish.out), *index)
 
 
 def _sources(plan: Plan, recipe: Recipe) -> int:

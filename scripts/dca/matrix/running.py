@@ -75,10 +75,13 @@ def foretell(
         DcaError: for a cell whose options are wrong.
     """
     reporter.stage("plan", f"{len(cells)} cell{'s' * (len(cells) > 1)}")
-    requests = []
+    requests, known = [], recipes.load_all()
     for cell in cells:
         with _about(cell):
-            requests.append(read(cell))
+            request = read(cell)
+            if request.recipe is not None:
+                recipes.find(request.recipe, known)
+            requests.append(request)
     shared = gather.share(requests, cache)
     foretold = []
     for number, (cell, request) in enumerate(zip(cells, requests, strict=True)):

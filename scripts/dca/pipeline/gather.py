@@ -191,6 +191,7 @@ def world(
         caches=compiler_caches.load_all(),
         machine=host,
         reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
+        offline=cache.offline,
     )
     return probing.again(request, seen) if reach is kept and not cache.offline else seen
 

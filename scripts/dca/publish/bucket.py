@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dca.catalogue import machine
-from dca.foundation import documents, store
+from dca.foundation import documents, secrets, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import inside, raced, taken
@@ -36,6 +36,43 @@ NOT_THERE, REFUSED = (
 )
 
 
+def parse(url: str, endpoint: str | None = None) -> SplitResult:
+    """The parts of a bucket's URL.
+
+    Args:
+        url: s3://bucket/prefix.
+        endpoint: URL of the store, which is checked; None for none.
+
+    Raises:
+        DcaError: DCA-201 for a URL of another form, or with a password, which would stand in files and logs.
+    """
+    parts = _split(url)
+    if not parts or parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        raise DcaError(
+            "DCA-201",
+            f"--s3 {secrets.redact(url)} is not a bucket's URL.",
+            remedy="write it as s3://bucket/prefix; credentials are variables, such as AWS_ACCESS_KEY_ID.",
+        )
+    store_parts = _split(endpoint) if endpoint is not None else None
+    if endpoint is not None and not (
+        store_parts and store_parts.scheme in ("http", "https") and store_parts.netloc and "@" not in store_parts.netloc
+    ):
+        raise DcaError(
+            "DCA-201",
+            f"--s3-endpoint {secrets.redact(endpoint)} is not the URL of a store.",
+            remedy="write it as https://host:port; credentials are variables, such as AWS_ACCESS_KEY_ID.",
+        )
+    return parts
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None if it is none."""
+    try:
+        return urlsplit(url) if url.isprintable() else None
+    except ValueError:
+        return None
+
+
 class Bucket:
     """An index in a bucket.
 
@@ -47,9 +84,7 @@ class Bucket:
     alone = False
 
     def __init__(self, url: str, endpoint: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
-            raise DcaError("DCA-201", f"--s3 {url} is not a bucket's URL.", remedy="write it as s3://bucket/prefix.")
+        parts = parse(url, endpoint)
         self.name = url.rstrip("/")
         self._bucket, self._prefix = parts.netloc, f"{parts.path.strip('/')}/".lstrip("/")
         self._client = _client(endpoint)

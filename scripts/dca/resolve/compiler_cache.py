@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dca.catalogue.compiler_caches import FoundCache
 from dca.catalogue.plan import PlannedCache
 from dca.resolve.draft import Candidate, Draft
 
@@ -18,6 +19,7 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
         cuda: version of the nvcc that compiles.
     """
     asked, found = candidate.request.compiler_cache, candidate.world.machine.caches
+    offline = candidate.world.offline
     if asked == "off":
         draft.choose(SUBJECT, "none", "requested with --compiler-cache off.")
         return None
@@ -29,13 +31,20 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
                 "no variable configures a shared one, and objects are kept in the cache folder anyway. "
                 "--compiler-cache sccache or ccache also keeps those of other patches and options."
             )
-            if builders:
+            if builders and not offline:
                 reason += (
                     f" {builders.scheduler} names a scheduler: --compiler-cache {builders.name} uses its builders."
                 )
             draft.choose(SUBJECT, "none", reason)
             return None
     cache = next((cache for cache in found if asked in ("auto", cache.name)), None)
+    if cache and offline and (elsewhere := _elsewhere(cache)):
+        why = f"--offline forbids to ask {elsewhere}{', which a variable configures' * bool(cache.shared)}."
+        if asked == "auto":
+            draft.choose(SUBJECT, "none", why)
+        else:
+            _without(why, draft)
+        return None
     if cache is None or not cache.version:
         name = cache.name if cache else asked
         _without(f"{name} is not on PATH.", draft)
@@ -52,6 +61,11 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
         reason += f" Builders of the scheduler that {cache.scheduler} names compile too."
     draft.choose(SUBJECT, f"{cache.name} {cache.version}, {where}", reason)
     return PlannedCache(name=cache.name, version=cache.version, path=cache.path, shared=cache.shared)
+
+
+def _elsewhere(cache: FoundCache) -> str:
+    """What a cache asks on other machines; empty for nothing."""
+    return cache.shared or (f"the scheduler that {cache.scheduler} names" if cache.scheduler else "")
 
 
 def _without(why: str, draft: Draft) -> None:

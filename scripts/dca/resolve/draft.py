@@ -16,7 +16,11 @@ from dca.catalogue.torch_releases import Release
 
 @dataclass(frozen=True)
 class World:
-    """The input of the resolver besides the request."""
+    """The input of the resolver besides the request.
+
+    Args:
+        offline: whether the build may use no network.
+    """
 
     recipes: tuple[Loaded, ...]
     toolkits: tuple[ToolkitSource, ...]
@@ -25,6 +29,7 @@ class World:
     reach: Reach
     caches: tuple[CompilerCache, ...] = ()
     torch: tuple[Release, ...] = ()
+    offline: bool = False
 
     @property
     def dirty(self) -> bool:

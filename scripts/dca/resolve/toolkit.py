@@ -49,7 +49,7 @@ def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft)
             + " ".join(reason.text for reason in reasons),
             _install_compiler(candidates, request, recipe, world)
             if wanting_compiler
-            else "install one of these toolkits and name it with --toolkit DIR.",
+            else _get_one(candidates, request, recipe, world),
         )
         return None
     fit.sort(key=lambda pair: pair[0])
@@ -201,6 +201,21 @@ def _fits(
         versions = ", ".join(gxx.version for gxx in world.machine.compilers) or "none"
         return Reason(code="DCA-308", text=f"it needs gcc {facts.gcc_max} or older; installed g++: {versions}.")
     return compiler, facts
+
+
+def _get_one(candidates: list[FoundToolkit | ToolkitSource], request: Request, recipe: Recipe, world: World) -> str:
+    """What to do when no toolkit compiles a recipe: get one."""
+    install = "install one of these toolkits and name it with --toolkit DIR."
+    unreached = any(
+        isinstance(candidate, ToolkitSource)
+        and candidate.machine == world.machine.processor
+        and _suits(candidate.line, request, recipe)
+        and not all(world.reach.of(place).ok for place in candidate.places)
+        for candidate in candidates
+    )
+    if not unreached:
+        return install
+    return f"`dca doctor --only network` shows why nothing can be downloaded; or {install}"
 
 
 def _suits(line: str, request: Request, recipe: Recipe) -> bool:

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
+from dca.catalogue import targets
 from dca.catalogue.recipes import Arch, Name
 from dca.config.models import Count
 from dca.doctor import nvidia
@@ -23,16 +24,23 @@ Profile = Annotated[str, StringConstraints(pattern=r"^\d+g\.\d+gb$")]
 GIB = 2**30
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_GPUS = 4096
+_CAPABILITY = re.compile(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)[af]?", re.IGNORECASE)
 SAME_GIB = 1.0
 """Less than two cards of the same name and different memory differ by."""
 MOST_GIB = 512.0
 """More than any GPU has; numbers from here on are names, such as 4090."""
 
 
+def _known_processor(value: str) -> str:
+    if value not in targets.PROCESSORS:
+        raise ValueError(f"the processors are {', '.join(targets.PROCESSORS)}")
+    return value
+
+
 class KnownCard(Value):
     """A GPU of build/gpus; `memory_gib` is what the driver reports, `torch_gib` what torch sees of it.
 
-    A card without `arch` runs no CUDA.
+    A card without `arch` runs no CUDA. One with `processor` is only in machines with that one, as `uname -m` prints it.
     """
 
     name: Name
@@ -40,6 +48,7 @@ class KnownCard(Value):
     memory_gib: Gib
     torch_gib: Gib | None = None
     arch: Arch | Literal[""] = ""
+    processor: Annotated[str, AfterValidator(_known_processor)] = ""
     slices: dict[Profile, Gib] = {}
 
 
@@ -173,16 +182,9 @@ def arch_of(flag: str, name: str) -> str:
     Raises:
         DcaError: DCA-201.
     """
-    if match := re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)[af]?", name, re.IGNORECASE):
+    if match := _CAPABILITY.fullmatch(name):
         return f"{match[1]}.{match[2]}"
-    plain = re.sub(r"[\s_]+", "-", name.strip()).lower()
-    named = [
-        card
-        for card in load().cards
-        if f"{card.name.lower()}-".startswith(f"{plain}-")
-        or any(plain == known.lower().replace(" ", "-") for known in card.names)
-    ]
-    archs = {card.arch for card in named if card.arch}
+    archs = {card.arch for card in _called(name) if card.arch}
     if len(archs) == 1:
         return archs.pop()
     raise DcaError(
@@ -191,6 +193,27 @@ def arch_of(flag: str, name: str) -> str:
         why=f"the known GPUs are {', '.join(card.name for card in load().cards)}.",
         remedy=f"give its compute capability: {flag} 9.0.",
     )
+
+
+def processor_of(name: str) -> str:
+    """The processor of the only machines that have a GPU, as `uname -m` prints it; empty if any machine can have it.
+
+    Args:
+        name: as `arch_of` takes it; of a compute capability nothing is known.
+    """
+    processors = {card.processor for card in ([] if _CAPABILITY.fullmatch(name) else _called(name))}
+    return processors.pop() if len(processors) == 1 else ""
+
+
+def _called(name: str) -> list[KnownCard]:
+    """The GPUs that have a name, in any case, also without the memory that tells them apart."""
+    plain = re.sub(r"[\s_]+", "-", name.strip()).lower()
+    return [
+        card
+        for card in load().cards
+        if f"{card.name.lower()}-".startswith(f"{plain}-")
+        or any(plain == known.lower().replace(" ", "-") for known in card.names)
+    ]
 
 
 def _part(name: str, known: Known) -> Part:

@@ -205,8 +205,6 @@ def _started(planned: PlannedCache, job: Job, session: Session, stack: contextli
     known = compiler_caches.find(planned.name)
     variables = environment.passed(known.passed)
     remote = known.remote(variables) if planned.shared else None
-    if remote and run.cache.offline:
-        raise Unusable(f"--offline forbids to ask {remote.kind}.")
     address = remote.address(variables) if remote else ""
     if remote and (why := silence(address)):
         raise Unusable(f"{remote.kind} at {secrets.redact(address)} does not answer: {why}.")

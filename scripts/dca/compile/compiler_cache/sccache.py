@@ -84,8 +84,6 @@ class Sccache:
         settings = variables.get("SCCACHE_CONF", os.devnull)
         failed = places.work / "failed"
         if scheduler := builders.scheduler(settings):
-            if run.cache.offline:
-                raise Unusable(f"--offline forbids to ask the scheduler that {settings} names.")
             failed.mkdir(parents=True, exist_ok=True)
             self.gate = builders.Gate(scheduler, failed, stack)
             toolchains = run.cache.folder("compiled", "toolchains")
