@@ -86,6 +86,10 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "runner V2": ({"runner_v2": True}, "Set VLLM_USE_V2_MODEL_RUNNER=0"),
     "a sliding window": ({"sliding_window": True}, "layers with a sliding window"),
     "context parallelism": ({"context_parallel": 2}, "context parallelism spreads"),
+    "microbatches": ({"untried": ("microbatches",)}, "Remove --enable-dbo"),
+    "a connector": ({"untried": ("connector",)}, "Remove --kv-transfer-config and --kv-offloading-size"),
+    "stages": ({"untried": ("stages",)}, "Use --tensor-parallel-size"),
+    "pooling": ({"untried": ("pooling",)}, "Remove --runner pooling"),
     "flash-attention 4": ({"flash_version": 4}, "flash-attention 4 was not proven"),
 }
 
@@ -193,3 +197,14 @@ def test_lines_are_those_of_the_ranks_heads_and_30_stands_for_130() -> None:
 )
 def test_long_prompts_are_sparse_where_there_is_a_table(more: dict[str, Any], threshold: int | None) -> None:
     assert settings.read(CONFIG | more).threshold == threshold
+
+
+def test_what_attention_does_not_see_is_named_where_it_is_on() -> None:
+    off = SimpleNamespace(enable_expert_parallel=False, data_parallel_size=1)
+    on = SimpleNamespace(enable_expert_parallel=True, data_parallel_size=2)
+    model = SimpleNamespace(enable_prompt_embeds=False)
+    usual = SimpleNamespace(model_config=model, parallel_config=off, lora_config=None)
+    assert refusals.doubtful(usual) == []
+    model = SimpleNamespace(enable_prompt_embeds=True)
+    unusual = SimpleNamespace(model_config=model, parallel_config=on, lora_config=object())
+    assert refusals.doubtful(unusual) == list(refusals.DOUBTFUL)

@@ -151,7 +151,7 @@ def test_docker_on_several_machines(tmp_path: Path) -> None:
     assert worker[-4:] == ["ray", "start", "--address=10.0.0.1:6379", "--block"]
     assert serve[:2] == ["docker", "exec"]
     assert serve[3:] == words(launch, launch.model)
-    assert all("--network=host" in started for started in (head, worker))
+    assert all("--network=host" in started and "memlock=-1" in started for started in (head, worker))
 
 
 @pytest.mark.slow
@@ -370,3 +370,82 @@ def test_a_script_may_run_the_models_own_tokenizer_where_the_engine_may(tmp_path
     assert "AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)" in text
     assert "trust_remote_code=True,\n" in text
     assert "trust_remote_code" not in command.python(launched())
+
+
+# --- who can reach it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "published"),
+    [
+        ("", "8000:8000"),
+        ("127.0.0.1", "127.0.0.1:8000:8000"),
+        ("localhost", "127.0.0.1:8000:8000"),
+        ("::1", "[::1]:8000:8000"),
+        ("10.0.0.5", "10.0.0.5:8000:8000"),
+        # docker publishes on addresses alone.
+        ("server.test", "8000:8000"),
+    ],
+)
+def test_docker_publishes_on_the_address_and_the_server_listens_on_every_one_inside(
+    host: str, published: str, tmp_path: Path
+) -> None:
+    launch = launched(host=host)
+    (started,) = by_a_shell(command.docker(launch), tmp_path / "bin")["told"]
+    argv = started["argv"]
+    assert (argv[argv.index("-p") + 1], "--host" in argv) == (published, False)
+    (engine,) = next(yaml.safe_load_all(command.k8s(launch)))["spec"]["template"]["spec"]["containers"]
+    # The cluster's probes come to the pod's address.
+    assert "--host" not in engine["command"]
+    assert ("--host" in command.shell(launch).replace(command.OPEN, "")) is bool(host)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machines", [1, 2])
+def test_docker_stops_when_the_key_is_not_there(tmp_path: Path, machines: int) -> None:
+    where = "4xA100-80" if machines == 1 else "4xA100-40"
+    text = command.docker(launched(FOURTEEN, where, machines=machines, api_key=True))
+    by_a_shell(text, tmp_path / "bin")
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HEAD_ADDRESS": "10.0.0.1"}
+    done = subprocess.run(["bash", "-eu"], input=text, text=True, capture_output=True, env=env, check=False)
+    assert (done.returncode != 0, "VLLM_API_KEY" in done.stderr, done.stdout) == (True, True, "")
+
+
+@pytest.mark.parametrize("form", ["shell", "docker", "systemd"])
+def test_a_server_that_everybody_can_use_is_said_to_be_one(form: str) -> None:
+    for host, is_open in (("", True), ("0.0.0.0", True), ("127.0.0.1", False)):
+        assert (command.OPEN in command.FORMATS[form](launched(host=host))) is is_open
+    assert command.OPEN not in command.FORMATS[form](launched(api_key=True))
+
+
+def test_pods_and_units_run_as_ordinary_users_without_what_they_do_not_need() -> None:
+    pod = next(yaml.safe_load_all(command.k8s(launched())))["spec"]["template"]["spec"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["enableServiceLinks"]) == (True, False)
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["containers"][0]["securityContext"] == {"allowPrivilegeEscalation": False}
+    for unit in units(command.systemd(launched(FOURTEEN, "4xA100-40", machines=2))).values():
+        assert (unit["User"], unit["NoNewPrivileges"]) == (["vllm"], ["yes"])
+
+
+def test_a_pod_that_downloads_has_longer_to_start_and_one_of_several_is_ready_when_it_serves(tmp_path: Path) -> None:
+    local = folder(tmp_path / "m", max_position_embeddings=MILLION, rope_theta=1e7, dual_chunk_attention_config=DCA)
+    attempts = []
+    for model in (local, SEVEN):
+        pod = next(yaml.safe_load_all(command.k8s(launched(model))))["spec"]["template"]["spec"]
+        attempts.append(pod["containers"][0]["startupProbe"]["failureThreshold"])
+    assert attempts == [command.LOADING, command.DOWNLOADING]
+    several = next(yaml.safe_load_all(command.k8s(launched(FOURTEEN, "4xA100-40", machines=2))))
+    (engine,) = several["spec"]["template"]["spec"]["containers"]
+    *_, shell = engine["readinessProbe"]["exec"]["command"]
+    for name, ready in (("serve-1", True), ("serve-0", False)):
+        env = {**os.environ, "HOSTNAME": name}
+        done = subprocess.run(["sh", "-c", shell], env=env, capture_output=True, check=False)
+        assert (done.returncode == 0) is ready
+
+
+def test_the_model_is_downloaded_with_the_program_that_the_engines_environment_has() -> None:
+    for version, program in (("0.33", "# to download the model first: hf "), ("0.9.2", ": huggingface-cli ")):
+        about, served = subject(ORDINARY, "4xA100-80", version=version)
+        launch = command.launch(plan.make(about, served), about.gpus, Server(), folder=False)
+        assert program in command.shell(launch)

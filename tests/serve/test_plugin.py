@@ -78,6 +78,8 @@ def test_nobody_gets_it_unasked(model: str) -> None:
     [
         ({"kv_cache_dtype": "fp8"}, "DCA-154"),
         ({"block_size": 48}, "DCA-154"),
+        ({"offload_gib": 4.0}, "DCA-154"),
+        ({"tp": 2, "pp": 2}, "DCA-154"),
         ({"dtype": "float32"}, "DCA-153"),
         ({"length": MILLION + 16}, "DCA-127"),
         ({"env": {RUNNER: "1"}}, "DCA-155"),

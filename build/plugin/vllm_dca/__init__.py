@@ -86,6 +86,8 @@ def _check(vllm_config: Any, version: str) -> None:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
         vllm_config.attention_config.backend = AttentionBackendEnum[refusals.BACKEND]
+    if found := refusals.doubtful(vllm_config):
+        _logger.warning("Not proven with dual chunk attention: %s. Check the answers.", ", ".join(found))
     chosen = settings.read(config)
     _logger.info(
         "Dual chunk attention: chunks of %d tokens, length factor %s, prompts past %s tokens sparse.",

@@ -51,6 +51,7 @@ class Facts:
         layers: of the model.
         heads: of a layer, of the queries.
         dim: of a head.
+        untried: settings of `UNTRIED` that are on.
     """
 
     config: Any
@@ -70,6 +71,7 @@ class Facts:
     layers: int
     heads: int
     dim: int
+    untried: tuple[str, ...] = ()
 
 
 def unproven(version: str) -> str | None:
@@ -221,6 +223,22 @@ def _flash(facts: Facts) -> str | None:
     return None
 
 
+# Settings that were not tried with dual chunk attention: why they may matter, and what to do.
+UNTRIED = {
+    "microbatches": "microbatches were not proven with dual chunk attention: they cut the plan of a step, by which "
+    "chunks are cut. Remove --enable-dbo and --ubatch-size",
+    "connector": "a KV connector was not proven with dual chunk attention: it hands on keys that are rotated inside "
+    "chunks, and nothing checks that another engine's chunks are the same. Remove --kv-transfer-config and "
+    "--kv-offloading-size",
+    "stages": "pipeline parallelism was not proven with dual chunk attention. Use --tensor-parallel-size instead",
+    "pooling": "pooling was not proven with dual chunk attention. Remove --runner pooling and --convert",
+}
+
+
+def _untried(facts: Facts) -> str | None:
+    return "; ".join(UNTRIED[name] for name in facts.untried) or None
+
+
 @dataclass(frozen=True)
 class Layer:
     """What decides whether an attention layer can be computed.
@@ -278,6 +296,7 @@ CHECKS: tuple[Callable[[Facts], str | None], ...] = (
     _window,
     _context_parallel,
     _flash,
+    _untried,
 )
 
 
@@ -306,6 +325,12 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
     backends = [attention.backend, *(getattr(attention, "backend_per_kind", None) or {}).values()]
     asked = [getattr(backend, "name", str(backend)) for backend in backends if backend is not None]
     chosen = bool(getattr(cache, "user_specified_block_size", False)) or on_cpu
+    untried = {
+        "microbatches": parallel.use_ubatching,
+        "connector": vllm_config.kv_transfer_config is not None,
+        "stages": parallel.pipeline_parallel_size > 1,
+        "pooling": model.runner_type == "pooling",
+    }
     return Facts(
         config=config,
         version=version,
@@ -324,7 +349,20 @@ def facts(vllm_config: Any, config: Mapping[str, Any], version: str, on_cpu: boo
         layers=int(text.num_hidden_layers),
         heads=int(text.num_attention_heads),
         dim=int(model.get_head_size()),
+        untried=tuple(name for name, on in untried.items() if on),
     )
+
+
+# What changes nothing that attention gets, and was not proven all the same.
+DOUBTFUL = ("LoRA", "prompt embeddings", "expert parallelism", "data parallelism")
+
+
+def doubtful(vllm_config: Any) -> list[str]:
+    """What of `DOUBTFUL` is on."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    many = parallel.data_parallel_size > 1
+    on = (vllm_config.lora_config, model.enable_prompt_embeds, parallel.enable_expert_parallel, many)
+    return [name for name, value in zip(DOUBTFUL, on, strict=True) if value]
 
 
 def _has_window(config: Any) -> bool:

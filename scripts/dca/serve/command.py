@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import re
@@ -28,6 +29,12 @@ NO_RAY = "0.18.0"
 """The first release of vLLM that does not install Ray, by its requirements/cuda.txt."""
 TEMPLATES = Path(__file__).with_name("templates")
 API_KEY = "VLLM_API_KEY"
+OLD_HUB, NEW_HUB, WITH_NEW_HUB = "huggingface-cli", "hf", "0.11.0"
+"""The hub's program, and a release of vLLM from which on environments have the one that replaced it."""
+LOADING, DOWNLOADING = 180, 1080
+"""Times 10 seconds until a pod must have started: with its weights there, and with hundreds of GB to download."""
+EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not listened on
+OPEN = "# It listens on every address of this machine, without a key: --host 127.0.0.1 or --api-key restrict that."
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Launch(Document):
         program: `vllm`, or its path in a systemd unit.
         title: what is served, and by which engine.
         published: the release of vLLM, if the image is made of vLLM's own; else empty.
+        hub: the program that downloads from the hub, in the engine's environment.
     """
 
     SCHEMA: ClassVar[str] = "dca.serve-command/1"
@@ -110,6 +118,12 @@ class Launch(Document):
     program: str = "vllm"
     title: str = ""
     published: str = ""
+    hub: str = NEW_HUB
+
+    @property
+    def open(self) -> bool:
+        """Whether everybody who reaches this machine can use the server."""
+        return not self.api_key and self.host in EVERYWHERE
 
     @property
     def home(self) -> str:
@@ -131,10 +145,17 @@ class Launch(Document):
         """The command as a list of arguments."""
         return [self.program, *self.words(self.model)]
 
-    def words(self, model: str) -> list[str]:
-        """The arguments after the program, for a model at another path."""
+    def words(self, model: str, *, apart: bool = False) -> list[str]:
+        """The arguments after the program.
+
+        Args:
+            model: its path.
+            apart: whether it runs in a network of its own, where it has to listen on every address.
+        """
         words = ["serve", model]
         for name, value in self.flags:
+            if apart and name == "--host":
+                continue
             words += [name] if value is None else [name, value]
         return words
 
@@ -197,6 +218,7 @@ def launch(
         program=where.program,
         published=where.published,
         title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
+        hub=NEW_HUB if not plan.version or releases.reached(plan.version, WITH_NEW_HUB) else OLD_HUB,
     )
 
 
@@ -212,9 +234,10 @@ def shell(launch: Launch) -> str:
         source, into = (
             ("modelscope download --model", "--local_dir")
             if "VLLM_USE_MODELSCOPE" in launch.environment
-            else ("huggingface-cli download", "--local-dir")
+            else (f"{launch.hub} download", "--local-dir")
         )
         lines.append(f"# to download the model first: {source} {shlex.quote(launch.model)} {into} DIR; then serve DIR")
+    lines += [OPEN] if launch.open else []
     if launch.machines > 1:
         # Docker's and the cluster's lines say it of the image.
         lines += [f"# vLLM {launch.published} installs no Ray: install it beside it"] if launch.without_ray else []
@@ -224,9 +247,12 @@ def shell(launch: Launch) -> str:
 
 def _exports(launch: Launch) -> list[str]:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in launch.environment.items()]
-    if launch.api_key:
-        lines.append(f': "${{{API_KEY}:?export it first; dca does not print it}}"')
-    return lines
+    return lines + _key(launch)
+
+
+def _key(launch: Launch) -> list[str]:
+    """A line that stops where the key is not set: the server would start without one."""
+    return [f': "${{{API_KEY}:?export it first; dca does not print it}}"'] if launch.api_key else []
 
 
 def _broken(argv: list[str]) -> str:
@@ -284,25 +310,41 @@ def docker(launch: Launch) -> str:
     options += ["--entrypoint", program] if launch.published else []
     image = [launch.image] if launch.published else [launch.image, program]
     if launch.machines == 1:
-        words = [*common, "-p", f"{launch.port}:{launch.port}", *mount, *options]
-        return "\n".join([*lines, _docker_broken(words, [*image, *launch.words(where)])])
-    common += ["-d", "--network=host", *mount, *options]
+        # In the container's own network, the server listens on every address; docker publishes it on the one asked for.
+        words = [*common, "-p", f"{_address(launch.host)}{launch.port}:{launch.port}", *mount, *options]
+        inner = [*image, *launch.words(where, apart=True)]
+        opened = [OPEN] if launch.open else []
+        return "\n".join([*lines, *opened, *_key(launch), _docker_broken(words, inner)])
+    # Between machines, NCCL may lock memory for the network card, as units may.
+    common += ["-d", "--network=host", "--ulimit", "memlock=-1", *mount, *options]
     head = [*image, "start", "--head", f"--port={RAY_PORT}", "--block"]
     worker = [*image, "start", f"--address=$HEAD_ADDRESS:{RAY_PORT}", "--block"]
     serve = ["docker", "exec", f"serve-{launch.label}", "vllm", *launch.words(where)]
     return "\n".join(
         [
             *lines,
+            *([OPEN] if launch.open else []),
             "# 1. on the first machine",
+            *_key(launch),
             _docker_broken(common, head),
             "",
             f"# 2. on {_others(launch)}, with HEAD_ADDRESS set to the first machine's address",
+            *_key(launch),
             _docker_broken(common, worker).replace(shlex.quote(worker[-2]), f'"{worker[-2]}"'),
             "",
             "# 3. on the first machine",
             _docker_broken(serve[:3], serve[3:]),
         ]
     )
+
+
+def _address(host: str) -> str:
+    """The address on which docker publishes a port; empty for every one, and for a name, which docker does not take."""
+    try:
+        address = ipaddress.ip_address({"localhost": "127.0.0.1"}.get(host, host))
+    except ValueError:
+        return ""
+    return f"[{address}]:" if address.version == 6 else f"{address}:"
 
 
 def _docker_broken(words: list[str], inner: list[str]) -> str:
@@ -357,6 +399,7 @@ def systemd(launch: Launch) -> str:
             several=launch.machines > 1,
             start=" ".join(map(_systemd, words)),
             others=_others(launch),
+            open=OPEN if launch.open else "",
         )
         for name, words in units.items()
     )
@@ -372,7 +415,8 @@ def k8s(launch: Launch) -> str:
     """Manifests: a deployment and its service; for several machines a stateful set whose first pod is Ray's head."""
     where = f"/models/{launch.label}" if launch.folder else launch.model
     environment = {name: value for name, value in launch.environment.items() if name != "CUDA_VISIBLE_DEVICES"}
-    argv = ["vllm", *launch.words(where)]
+    # A pod has a network of its own, which probes and the service reach by its address.
+    argv = ["vllm", *launch.words(where, apart=True)]
     head = f"serve-{launch.label}-0.serve-{launch.label}-pods"
     # The engine counts ray's GPUs only once, so the first pod waits until all GPUs have joined.
     lead = (
@@ -390,6 +434,7 @@ def k8s(launch: Launch) -> str:
         lead=lead,
         follow=follow,
         pods=f"serve-{launch.label}",
+        attempts=LOADING if launch.folder else DOWNLOADING,
     )
 
 

@@ -619,6 +619,18 @@ def plugin(subject: Subject) -> Iterator[Finding]:
             "plugin could not shift its block table.",
             "omit it.",
         )
+    if asked.pp > 1:
+        yield _error(
+            "DCA-154",
+            f"--pipeline-parallel-size {asked.pp}: the plugin was not proven with pipeline parallelism.",
+            "use --tp.",
+        )
+    if asked.offload_gib:
+        yield _error(
+            "DCA-154",
+            f"--kv-offloading-size {asked.offload_gib:g}: the plugin was not proven with a connector of the KV cache.",
+            "omit it.",
+        )
     yield from _wrong_values(subject)
     yield from _plugins_left_out(subject, _error, "the engine then has no dual chunk attention.")
 

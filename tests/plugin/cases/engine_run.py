@@ -65,6 +65,8 @@ class Run:
         lengths: of the prompts.
         alone: whether prompts are sent one after the other, so that it is known what a step has of each.
         tokens: that are generated for each.
+        ahead: whether the next step is scheduled before the last one has answered, as on CUDA by default. The CPU's
+            platform turns it off.
     """
 
     tiny: Tiny
@@ -74,6 +76,7 @@ class Run:
     lengths: tuple[int, ...] = LENGTHS
     alone: bool = False
     tokens: int = 6
+    ahead: bool = False
 
 
 # Chunks of 208 tokens, as many as three rows of 64 queries and a quarter; the heads of a key head have other numbers.
@@ -103,6 +106,10 @@ RUNS: dict[str, Run] = {
     "two ranks": Run(SMALL, PIECES | CACHED | TWO, twice=True),
     "two ranks that share a key head": Run(Tiny(4, 1, 128, DUAL), PIECES | {"block_size": 16} | TWO),
     "two ranks, sparse": Run(SPARSE, WHOLE | LONG | TWO, lengths=(200, 800), alone=True),
+    "scheduled ahead, prefix caching": Run(SMALL, PIECES | CACHED, twice=True, tokens=40, ahead=True),
+    "scheduled ahead, fewer blocks than requests need": Run(
+        SMALL, PIECES | FEW, lengths=(90, 150, 155, 158), tokens=80, ahead=True
+    ),
     "bfloat16": Run(Tiny(dual=DUAL, dtype="bfloat16"), PIECES),
     "bfloat16 without dual chunk attention": Run(Tiny(dtype="bfloat16"), PIECES),
 }
@@ -230,6 +237,19 @@ class Compared:
         self.cached.append(answer.cached)
 
 
+def schedule_ahead() -> None:
+    """Let the CPU's platform schedule ahead, for the rest of the process."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def checked(cls: Any, vllm_config: Any) -> None:
+        original(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(checked)
+
+
 def run(name: str, folder: Path) -> dict[str, Any]:
     """One engine from its start to its end."""
     import torch
@@ -242,10 +262,14 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     if chosen.tiny.table:
         os.environ[STAND_INS] = "1"
         stand_ins.register()
+    if chosen.ahead:
+        schedule_ahead()
     begin = time.monotonic()
     options = {"dtype": chosen.tiny.dtype, "max_model_len": 1024, "block_size": 32, "max_num_seqs": 8, "seed": 0}
     llm = LLM(str(model), skip_tokenizer_init=True, disable_log_stats=False, **options | chosen.options)
     started = time.monotonic() - begin
+    if chosen.ahead and llm.llm_engine.engine_core.engine_core.batch_queue is None:
+        raise RuntimeError("steps are not scheduled ahead")
     compared = Compared(model, chosen)
     known: list[list[int]] = []
     for number in range(chosen.schedules):

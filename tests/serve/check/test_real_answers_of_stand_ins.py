@@ -502,6 +502,8 @@ def test_a_certificate_that_is_not_trusted_is_told_with_ssl_cert_file(
         done = check(place.url.replace("https", "http"), *NO_NEEDLES)
         assert (done.code, "DCA-160" in done.err) == (1, True)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
+        # Whatever the machine has for other programs.
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "others"))
         assert check(place.url, *NO_NEEDLES).code == 0
         done = check(place.url.replace("127.0.0.1", "localhost"), *NO_NEEDLES)
         assert "with a name that the server's certificate was made for" in done.err

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from typing import Any
 
 from dca import __version__
@@ -15,7 +16,7 @@ from dca.serve.check import identity, metrics, needles, probes, ruler, troubles
 from dca.serve.check.answers import Card
 from dca.serve.check.budget import Budget, Limit
 from dca.serve.check.client import Server, base_of
-from dca.serve.check.failed import RequestFailed
+from dca.serve.check.failed import ABSENT, RequestFailed
 from dca.serve.check.needles import Counter
 from dca.serve.check.transport import load
 from dca.serve.check.values import Cost, Engine, Flag, Load, Needle, Probe, Ruler, RulerScore, ServeCheck
@@ -39,6 +40,8 @@ DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0
 WAIT = 600.0
 IDENTITY_SECONDS = 5.0
+MOST_NAMES = 12
+"""Names of models that are shown."""
 ROOM_SHARE = 4
 """With reasoning, a short answer may take up to this fraction of the server's maximum length."""
 LONGER = (
@@ -301,14 +304,15 @@ def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Ca
         if trouble.code == troubles.UNREACHABLE:
             raise DcaError(
                 "DCA-160",
-                f"{server.shown} cannot be checked: {trouble.detail}.",
+                f"{server.shown} cannot be checked: {trouble.detail.rstrip('.')}.",
                 remedy=START if failed.kind == "gone" else trouble.remedy,
             ) from None
         if not asked.model:
             raise DcaError(
                 "DCA-161",
-                f"{server.shown} does not list its models: {trouble.detail}.",
-                remedy="name the model with --model; the other requests do not need the list.",
+                f"{server.shown} does not list its models: {trouble.detail.rstrip('.')}.",
+                remedy="name the model with --model; the other requests do not need the list."
+                + (f" Or {troubles.PLACE}" if failed.status in ABSENT else ""),
             ) from None
         probe = Probe(
             name=probes.MODELS,
@@ -331,6 +335,12 @@ def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Ca
     if not cards and asked.model:
         failed_probe = Probe(**about, status="failed", code="DCA-161", detail="the list is empty", remedy=troubles.LOG)
         return failed_probe, Card(id=asked.model), []
+    if not cards:
+        raise DcaError(
+            "DCA-161",
+            f"{server.shown} lists no model.",
+            remedy=f"{troubles.LOG} A gateway may list none: name the model with --model.",
+        )
     card = _chosen(cards, asked.model, server.hide)
     server.model = card.id
     maximum = f", at most {card.max_model_len:,} tokens" if card.max_model_len else ""
@@ -338,7 +348,11 @@ def _models(asking: probes.Asking, asked: Request) -> tuple[Probe, Card, list[Ca
 
 
 def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
-    names = hide(", ".join(card.id for card in cards)) or "none"
+    several = list(dict.fromkeys(card.id for card in cards))
+    near = get_close_matches(name, several, MOST_NAMES) if name else []
+    shown = [*near, *(one for one in several if one not in near)][:MOST_NAMES]
+    more = f" and {len(several) - len(shown)} more" if len(several) > len(shown) else ""
+    names = hide(", ".join(shown)) + more
     if name:
         for card in cards:
             if card.id == name:
@@ -349,13 +363,14 @@ def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
             why=f"it serves: {names}.",
             remedy="name one of them with --model; `vllm serve --served-model-name` sets the name.",
         )
-    # Adapters that an engine loads in addition to its model report no length.
-    whole = [card for card in cards if card.max_model_len] or cards
+    # Adapters that an engine loads in addition to its model report no length, or name the model.
+    own = [card for card in cards if card.parent not in several] or cards
+    whole = [card for card in own if card.max_model_len] or own
     # A model that is served under several names has a card for each.
-    if not whole or len(identity.names_of(whole[0].id, whole)) != len(whole):
+    if len({card.id for card in whole} - set(identity.names_of(whole[0].id, whole))):
         raise DcaError(
             "DCA-201",
-            f"the server has {len(cards)} models.",
+            f"the server has {len(several)} models.",
             why=f"it serves: {names}.",
             remedy="name one of them with --model.",
         )
@@ -390,7 +405,7 @@ def _verdict(result: ServeCheck, gone: str) -> str:
     # The first failure of each kind: a lost fact and a rejected prompt have different causes.
     troubled = {needle.outcome: needle for needle in reversed(result.needles) if needle.code}
     first = sorted(troubled.values(), key=result.needles.index)
-    words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail}" for needle in first]
+    words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail.rstrip('.')}" for needle in first]
     if result.needles:
         longest = max((needle.tokens for needle in result.needles if needle.length == result.reached), default=0)
         words.append(

@@ -8,21 +8,53 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dca.foundation import secrets
 from dca.serve.check import thoughts
-from dca.serve.check.failed import RequestFailed, message_of
+from dca.serve.check.failed import MOST_PAGE, RequestFailed, message_of, text_of
+
+MOST_TOKENS = 10**9
+"""No text has more tokens; larger numbers would break later computations."""
+MOST_NAME = 500
+"""Characters of a model's name."""
+# Where servers of other kinds say how long a prompt may be, besides vLLM's `max_model_len`.
+LENGTHS = ("max_model_len", "context_length", "context_window", "max_context_length")
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("it contains unprintable characters")
+    if not 0 < len(text) <= MOST_NAME:
+        raise ValueError(f"it has {len(text):,} characters")
     return text
 
 
-# No text has more tokens; larger numbers would break later computations.
-Count = Annotated[int, Field(ge=0, le=10**9)]
+def _whole(value: Any) -> int | None:
+    """A number of tokens; None for what is none, since a wrong count is no reason not to read an answer."""
+    try:
+        number = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= MOST_TOKENS else None
+
+
+def _length(value: Any) -> int | None:
+    """A maximum length; None for what is none."""
+    try:
+        return min(int(float(value)), MOST_TOKENS) if float(value) >= 1 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _parts(value: Any) -> Any:
+    """The text of a message's content, which some servers send in parts."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
+        return value
+    return "".join(part["text"] for part in value if part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
+Count = Annotated[int | None, BeforeValidator(_whole)]
 
 
 class _Loose(BaseModel):
@@ -56,10 +88,28 @@ class ToolCall(_Loose):
 class Message(_Loose):
     """A message, or the piece of it in one event of a stream."""
 
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_parts)] = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
+    other: bool = False
+    """Whether it has reasoning in a field of another name, or in parts of the content."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        content = value.get("content")
+        parts = content if isinstance(content, list) else []
+        thought = any(isinstance(part, Mapping) and part.get("type") in ("thinking", "reasoning") for part in parts)
+        named = any(value.get(name) for name in ("thinking", "reasoning_text", "reasoning_details", "thoughts"))
+        return {**value, "other": thought or named}
+
+    @property
+    def thought(self) -> bool:
+        """Whether it has reasoning in a field of its own."""
+        return bool(self.reasoning or self.reasoning_content or self.other)
 
 
 class Choice(_Loose):
@@ -69,20 +119,48 @@ class Choice(_Loose):
     message: Message | None = None
     delta: Message | None = None
     text: str | None = None
+    error: Any = None
+
+
+class Details(_Loose):
+    """What an answer's tokens were spent on."""
+
+    reasoning_tokens: Count = None
 
 
 class Usage(_Loose):
     """The server's token counts."""
 
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    completion_tokens_details: Details | None = None
+
+    @property
+    def thought(self) -> bool:
+        """Whether tokens of the answer were counted as reasoning."""
+        return bool(self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens)
+
+
+def _counts(value: Any) -> Any:
+    """Token counts; None for what is none."""
+    if isinstance(value, Mapping) and not isinstance(value.get("completion_tokens_details"), Mapping):
+        return {**value, "completion_tokens_details": None}
+    return value if isinstance(value, Mapping) else None
 
 
 class Response(_Loose):
-    """The body of an answer, or one event of a stream."""
+    """The body of an answer."""
 
     choices: list[Choice]
-    usage: Usage | None = None
+    usage: Annotated[Usage | None, BeforeValidator(_counts)] = None
+
+
+class Event(Response):
+    """One event of a stream; one without choices has counts, or keeps the connection open."""
+
+    choices: Annotated[list[Choice], BeforeValidator(lambda value: [] if value is None else value)] = Field(
+        default_factory=list
+    )
 
 
 class Card(_Loose):
@@ -92,7 +170,18 @@ class Card(_Loose):
     root: str | None = None
     parent: str | None = None
     owned_by: str | None = None
-    max_model_len: Annotated[int, Field(gt=0)] | None = None
+    max_model_len: Annotated[int | None, BeforeValidator(_length)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lengths(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        about = value.get("meta")
+        # A server in C++ says it so; its `n_ctx_train` is what the model was trained with.
+        served = about.get("n_ctx") if isinstance(about, Mapping) else None
+        told = next((value[name] for name in LENGTHS if value.get(name)), served)
+        return {**value, "max_model_len": told}
 
 
 class Cards(_Loose):
@@ -104,7 +193,7 @@ class Cards(_Loose):
 class Tokens(_Loose):
     """The body of /tokenize."""
 
-    count: Annotated[int, Field(gt=0, le=10**9)]
+    count: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 
 
 @dataclass(frozen=True)
@@ -189,20 +278,26 @@ class Reading:
         async for event in stream:
             if not isinstance(event, BaseModel):
                 raise RequestFailed("malformed", f"an event of the stream is {event!r}")
-            self._take(checked(Response, event.model_dump(warnings=False)))
+            body = event.model_dump(warnings=False)
+            if not body.get("choices") and (words := _error_in(body)):
+                raise RequestFailed("broken", f"an error in the stream: {words}")
+            self._take(checked(Event, body))
             if self.most and self.pieces > 4 * self.most + 64:
                 raise RequestFailed("endless", f"{self.pieces} pieces for {self.most} requested tokens, and more")
 
-    def answer(self, head: bytes = b"") -> Answer:
+    def answer(self, head: bytes = b"", tail: bytes = b"") -> Answer:
         """The whole answer.
 
         Args:
             head: the beginning of the body, which is shown if it was no stream of events.
+            tail: its end, which may have an error that is no event.
 
         Raises:
             RequestFailed: `cut` without a finish_reason; `broken` or `malformed` without any event.
         """
         text, thought = thoughts.split("".join(self.text))
+        if not self.finish and (words := _error_line(tail)):
+            raise RequestFailed("broken", f"an error in the stream: {words}")
         if not self.events and head.strip():
             raise _no_stream(head.decode(errors="replace").strip())
         if not self.finish:
@@ -222,25 +317,47 @@ class Reading:
             hide=self.hide,
         )
 
-    def _take(self, event: Response) -> None:
+    def _take(self, event: Event) -> None:
         self.events += 1
         if event.usage is not None:
             self.usage = event.usage
+            self.thought = self.thought or self.usage.thought
         for choice in event.choices:
+            _ended_by_engine(choice)
             self.finish = choice.finish_reason or self.finish
+            if choice.delta is None and choice.message is not None:
+                raise RequestFailed("malformed", "an event of the stream has a whole `message` in place of a `delta`")
             piece = choice.delta or Message()
-            thought = piece.reasoning or piece.reasoning_content
+            thought = piece.thought
             if piece.content or thought or piece.tool_calls:
                 self.last = time.monotonic() - self.started
                 self.first = self.last if self.first is None else self.first
                 self.pieces += 1
-            self.thought = self.thought or bool(thought)
+            self.thought = self.thought or thought
             self.text.append(piece.content or "")
             for call in piece.tool_calls or ():
                 parts = self.calls.setdefault(call.index, ["", ""])
                 function = call.function or Function()
                 parts[0] += function.name or ""
                 parts[1] += function.arguments or ""
+
+
+def _ended_by_engine(choice: Choice) -> None:
+    """Reject an answer that the engine broke off.
+
+    Raises:
+        RequestFailed: `broken`.
+    """
+    if choice.error or choice.finish_reason in ("error", "abort"):
+        words = message_of(json.dumps(choice.error, default=str)) if choice.error else "without a message"
+        raise RequestFailed("broken", f"the answer ended with finish_reason {choice.finish_reason!r}: {words}")
+
+
+def _error_line(tail: bytes) -> str:
+    """The message of a line `error: …`, in which a server in C++ said that it failed; empty without one."""
+    lines = tail.decode(errors="replace").splitlines()
+    found = next((line for line in reversed(lines) if line.startswith("error:")), "")
+    return message_of(found.removeprefix("error:").strip()) if found else ""
 
 
 def _no_stream(body: str) -> RequestFailed:
@@ -251,7 +368,7 @@ def _no_stream(body: str) -> RequestFailed:
         # The lines of a stream that ended before its first event.
         if body.startswith(("data:", ":", "event:")):
             return RequestFailed("cut", "the stream ended without a finish_reason after 0 pieces")
-        return RequestFailed("malformed", f"it is no stream of events: {body}")
+        return RequestFailed("malformed", f"it is no stream of events: {text_of(body)}")
     if words := _error_in(value):
         return RequestFailed("broken", f"an error with status 200: {words}")
     return RequestFailed("malformed", "one JSON value came, although a stream of events was requested")
@@ -266,12 +383,31 @@ def _error_in(body: Any) -> str:
     return message_of(json.dumps(body, default=str))
 
 
+def json_of(body: bytes) -> Any:
+    """A body that should be JSON.
+
+    Raises:
+        RequestFailed: `malformed`.
+        RecursionError: for one that is too deep.
+    """
+    try:
+        return json.loads(body)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        said = text_of(body[:MOST_PAGE].decode(errors="replace")).strip()
+        words = f"{error.args[0].partition(': line')[0].lower()}: {said}" if said else "it is empty"
+        raise RequestFailed("malformed", f"the answer is not JSON: {words}") from None
+
+
 def checked(kind: type[L], body: Any) -> L:
     """A body, or an event of a stream, with its fields checked.
 
     Raises:
         RequestFailed: `broken` if it is an error, else `malformed`.
     """
+    if isinstance(body, Mapping) and body.get("error") and not body.get("choices"):
+        raise RequestFailed("broken", f"an error with status 200: {message_of(json.dumps(body, default=str))}")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -291,10 +427,11 @@ def answer_of(response: Response, seconds: float, hide: Callable[[str], str]) ->
     if not response.choices:
         raise RequestFailed("malformed", "the answer has no choices", seconds=seconds)
     choice, usage = response.choices[0], response.usage or Usage()
+    _ended_by_engine(choice)
     message = choice.message or Message(content=choice.text)
     calls = [call.function for call in message.tool_calls or () if call.function is not None]
     text, thought = thoughts.split(message.content or "")
-    apart = bool(message.reasoning or message.reasoning_content)
+    apart = message.thought or usage.thought
     return Answer(
         text=text,
         finish=choice.finish_reason or "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -15,8 +16,8 @@ from urllib.parse import urlsplit
 from dca.foundation import secrets
 from dca.foundation.errors import DcaError
 from dca.serve.check import transport
-from dca.serve.check.answers import Answer, Card, Cards, L, Reading, Response, Tokens, answer_of, checked
-from dca.serve.check.failed import BROKEN, BUSY, RequestFailed, refusal, shown_words
+from dca.serve.check.answers import Answer, Card, Cards, L, Reading, Response, Tokens, answer_of, checked, json_of
+from dca.serve.check.failed import BROKEN, BUSY, RequestFailed, message_of, refusal, shown_words
 from dca.serve.check.values import After
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TICK_SECONDS = 1.0
 HEALTH_SECONDS = 5.0
+ENDPOINT = re.compile(r"/(?:(?:chat/)?completions|models)$")
 # Chat templates name the switch in one of these ways, and ignore the other.
 NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
 
@@ -110,7 +112,8 @@ class Server:
             stream = await client.chat.completions.create(stream=True, **fields)
             async with stream:
                 await reading.read(stream)
-            return reading.answer(getattr(stream.response.stream, "head", b""))
+            body = stream.response.stream
+            return reading.answer(getattr(body, "head", b""), getattr(body, "tail", b""))
 
         try:
             return self._ask(ask, deadline)
@@ -119,7 +122,7 @@ class Server:
             if failed.kind == "refused" and self.usage_in_streams and "stream_options" in failed.words:
                 self.usage_in_streams = False
                 return self.stream(text, deadline, **more)
-            if failed.kind in ("gone", "malformed") and reading.first is not None:
+            if failed.kind == "gone" and reading.first is not None:
                 failed.kind = "cut"
             raise
 
@@ -164,7 +167,7 @@ class Server:
             except RequestFailed as failed:
                 if failed.kind == "hung":
                     return "hangs"
-                if failed.status >= BROKEN:
+                if failed.status >= BROKEN and failed.kind == "broken":
                     return "ended"
                 if failed.kind == "gone":
                     continue
@@ -189,8 +192,8 @@ class Server:
         async def ask(client: openai.AsyncOpenAI) -> tuple[L, float]:
             started = time.monotonic()
             async with request(client) as response:
-                body = json.loads(await response.read())
-            return checked(kind, body), time.monotonic() - started
+                body = await response.read()
+            return checked(kind, json_of(body)), time.monotonic() - started
 
         return self._ask(ask, deadline)
 
@@ -250,6 +253,7 @@ class Server:
             failed = self._failed(error, transport.causes(error, handled), deadline)
             if failed is None:
                 raise
+            failed.keyed = bool(self.key)
             failed.words = shown_words(failed.words, self.hide)
             failed.seconds = time.monotonic() - started
             raise failed from None
@@ -268,10 +272,16 @@ class Server:
             return refusal(error.status_code, body, error.response.headers.get("retry-after", ""))
         if (words := transport.insecure(causes)) is not None:
             return RequestFailed("untrusted", words)
+        if any(type(cause).__name__ == "TooManyRedirects" for cause in causes):
+            return RequestFailed("malformed", "it redirects over and over")
         if isinstance(error, library.APIConnectionError):
             return RequestFailed("gone", _messages(causes))
         if isinstance(error, library.APIError):
-            return RequestFailed("broken", f"an error in the stream: {error.message}")
+            # The client puts words of its own in the place of a message that is no object.
+            words = message_of(json.dumps(error.body, default=str)) if error.body else error.message
+            return RequestFailed("broken", f"an error in the stream: {words}")
+        if isinstance(error, UnicodeDecodeError):
+            return RequestFailed("malformed", f"the answer is not UTF-8: {error.reason} at byte {error.start:,}")
         # Deeply nested JSON raises a RecursionError.
         if isinstance(error, (ValueError, RecursionError)):
             return RequestFailed("malformed", f"the answer is not JSON: {error}")
@@ -287,7 +297,7 @@ class Server:
 
 
 def base_of(url: str) -> str:
-    """A server's URL for the client: with /v1 if it has no path.
+    """A server's URL for the client: with /v1 if it has no path, and without the path of a request.
 
     Raises:
         DcaError: DCA-201.
@@ -303,14 +313,15 @@ def base_of(url: str) -> str:
             f"{secrets.redact(url)} is not the URL of a server.",
             remedy="write it as http://HOST:8000 or http://HOST:8000/v1.",
         )
-    return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
+    base = ENDPOINT.sub("", url.rstrip("/"))
+    return base if urlsplit(base).path.strip("/") else base + "/v1"
 
 
 def _messages(causes: Iterable[BaseException]) -> str:
     """The messages of an error and its causes, without duplicates."""
     messages: list[str] = []
     for cause in causes:
-        text = str(cause).strip() or type(cause).__name__
+        text = str(cause).strip().rstrip(".") or type(cause).__name__
         if not any(text in known for known in messages):
             messages.append(text)
     return ": ".join(messages)

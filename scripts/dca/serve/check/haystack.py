@@ -96,7 +96,8 @@ class Haystack:
             answer: the model's answer.
             hide: removes credentials from the text to show.
         """
-        text = figures.plain(answer)
+        whole = figures.plain(answer)
+        text = figures.final(whole)
         right = figures.says(text, self.number)
         # An answer with every town's number has not found the right one.
         if wrong := next((number for number in self.others if figures.says(text, number)), None):
@@ -105,7 +106,7 @@ class Haystack:
             return ""
         if monotonous(answer):
             return f"the answer repeats one character: {hide(answer).strip()[:20]!r}"
-        how = "denies" if self.number in text else "does not contain"
+        how = "denies" if self.number in whole else "does not contain"
         return f"the answer {how} {self.number}: {' '.join(hide(answer).split())[:80]!r}"
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from dca.config import models
 from dca.foundation.events import Reporter
 from dca.serve import gpu_memory
-from dca.serve.check import haystack, identity, troubles
+from dca.serve.check import figures, haystack, identity, troubles
 from dca.serve.check.answers import Answer
 from dca.serve.check.client import Server
 from dca.serve.check.failed import LOADING, RequestFailed
 from dca.serve.check.haystack import Haystack, monotonous
-from dca.serve.check.probes import SECONDS_A_TOKEN, Asking
+from dca.serve.check.probes import SECONDS_A_TOKEN, Asking, unseen
 from dca.serve.check.values import Engine, Needle, Outcome
 
 ANSWER_TOKENS = 64
@@ -31,6 +31,8 @@ TEMPLATE_TOKENS = 64
 """Tokens reserved for a chat template of unknown length."""
 SAMPLE = 40_000
 """Maximum characters of the text that is counted before the first prompt."""
+KEPT, KEPT_BY_TOKENIZE = 0.85, 0.6
+"""Shares of a prompt's expected tokens, by earlier prompts and by /tokenize; fewer are those of a truncated prompt."""
 SENTENCE, SPREAD = 65, 0.07
 """Characters of a sentence, and the standard deviation of its characters per token, as a share."""
 SLOWEST = 0.0015
@@ -40,6 +42,11 @@ SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
 TOO_SHORT = "too short for the facts and the question"
 END = ("gone", "hung")
 """After these outcomes the server is gone, or still busy with an abandoned prompt."""
+OTHER_PROMPT = {
+    "detail": "the answer has the number of an earlier prompt, so it is another request's",
+    "remedy": "a cache of answers in front of the server (turn it off, or check the engine directly) has this effect, "
+    "or a prefix cache that mixes requests (--no-enable-prefix-caching).",
+}
 SUSPECT = ("gone", "broken", "cut")
 """After these outcomes the engine may have ended."""
 
@@ -93,24 +100,34 @@ class Counter:
         self.ratio = CHARS_PER_TOKEN
         self.overhead = TEMPLATE_TOKENS
         self.learnt = 0
+        self.kept = 0.0
+        """The share of the expected tokens below which a count shows that the prompt was truncated; 0 at first."""
         self.doubted = ""
         """The server's first impossible count, in words."""
 
-    def learn(self, characters: int, tokens: int, template: int) -> bool:
+    def learn(self, characters: int, tokens: int, template: int, kept: float = KEPT) -> bool:
         """Learn from the server's count for a text; returns whether it is credible.
 
         Args:
             characters: characters of the text.
             tokens: the server's count.
             template: how many of these tokens are not the text's.
+            kept: the share of what is then expected of other texts, below which a count is one of a truncated prompt.
         """
         own = tokens - template
-        if not LEAST * own <= characters <= MOST * own:
+        if not LEAST * own <= characters <= MOST * own or self.truncated(characters, tokens):
             self.doubt(characters, tokens)
             return False
+        if kept > self.kept and tokens > kept * self.tokens(characters):
+            # The engine's own count agrees with what was learned elsewhere.
+            self.kept = kept
         if characters >= self.learnt:
-            self.ratio, self.learnt = characters / own, characters
+            self.ratio, self.learnt, self.kept = characters / own, characters, kept
         return True
+
+    def truncated(self, characters: int, tokens: int) -> bool:
+        """Whether the server's count, although it could be one of such a text, shows that it read a part of it."""
+        return LEAST * tokens <= characters <= MOST * tokens and tokens < self.kept * self.tokens(characters)
 
     def doubt(self, characters: int, tokens: int) -> None:
         """Remember the first count that is not credible."""
@@ -169,7 +186,8 @@ def _tokenized(asking: Asking, sample: str, counter: Counter) -> bool:
         tokens = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
     except RequestFailed as failed:
         return failed.kind in END and asking.server.state() != "answers"
-    return counter.learn(len(sample), tokens.count, 0)
+    # What a gateway counts there need not be the model's own tokens.
+    return counter.learn(len(sample), tokens.count, 0, KEPT_BY_TOKENIZE)
 
 
 def _sample(asking: Asking, sample: str) -> Answer | None:
@@ -302,12 +320,19 @@ def _asked(asking: Asking, asked: Range, counter: Counter, length: int, depth: f
     asking.learn(answer)
     counted = answer.prompt_tokens
     budget.receive(_spent(counted, len(hay.text)), answer.answer_tokens)
+    if counted and counter.truncated(len(hay.text), counted) and hay.judge(answer.text):
+        words = f"it counted {counted:,} tokens of a prompt of about {expected:,}"
+        return _failed(about, RequestFailed("truncated", words, seconds=answer.seconds), deadline, server)
     if counted and counter.learn(len(hay.text), counted, counter.overhead):
         about |= {"tokens": counted, "counted": "usage"}
     if answer.ignored:
         ignored = RequestFailed("ignored", "an empty answer", seconds=answer.seconds)
         return _failed(about, ignored, deadline, server)
-    return _answered(about, hay, answer, deadline, asking.engine)
+    needle = _answered(about, hay, answer, deadline, asking.engine)
+    if needle.outcome == "lost" and figures.any_of(answer.text, asking.numbers):
+        needle = needle.model_copy(update=OTHER_PROMPT)
+    asking.numbers.add(hay.number)
+    return needle
 
 
 def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float, server: Server) -> Needle:
@@ -366,7 +391,7 @@ def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: fl
     if wrong and not answer.text:
         detail = "the whole answer is reasoning" if answer.thought else "the answer is empty"
     if wrong:
-        remedy = _remedy(about["tokens"], answer, engine)
+        remedy = unseen(answer) or _remedy(about["tokens"], answer, engine)
     speed, tokens = None, answer.answer_tokens or answer.pieces
     if answer.first_token is not None and answer.last_token is not None and tokens > 1:
         span = answer.last_token - answer.first_token

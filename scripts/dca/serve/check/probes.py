@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from dca.serve.check import figures, identity, troubles
 from dca.serve.check.answers import Answer
 from dca.serve.check.budget import Budget
 from dca.serve.check.client import Server
-from dca.serve.check.failed import BROKEN, LOADING, RequestFailed
+from dca.serve.check.failed import ABSENT, BROKEN, LOADING, RequestFailed
 from dca.serve.check.haystack import monotonous
-from dca.serve.check.values import After, Engine, Flag, Probe, Status
+from dca.serve.check.values import After, Engine, Flag, Probe, Status, Trouble
 
 READY = "Reply with the single word: ready"
 COUNT = "One, two, three, four, five,"
@@ -44,6 +43,12 @@ BOOK = "Name a book that you know: its title, the year in which it appeared, and
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.05}}
 OVERHEAD = 512
 """Maximum tokens that a chat template with a tool adds."""
+SEVERAL, NOTICEABLE, AT_LEAST = 8, 0.2, 0.003
+"""Pieces, and seconds until the first, from which on a stream shows whether it is one; seconds that a token takes."""
+AT_ONCE = (
+    "all came at once, so a proxy collects them before it sends them (nginx: proxy_buffering off); times to the first "
+    "token are then those of whole answers"
+)
 REASONING = 2048
 """Tokens for an answer with reasoning before it."""
 SECONDS_A_TOKEN = 0.1
@@ -104,8 +109,10 @@ class Asking:
         reasons: whether an answer contained reasoning.
         rambles: whether more tokens made an answer only longer.
         loaded: whether the server has generated anything.
+        rejected: the server's words with which it rejected a plain chat request; empty if it did not.
         waited: seconds of waiting for a server that was loading.
         seen: flags of the server that show in its answers, by name.
+        numbers: right answers to the long prompts so far.
     """
 
     server: Server
@@ -119,8 +126,10 @@ class Asking:
     reasons: bool = False
     rambles: bool = False
     loaded: bool = False
+    rejected: str = ""
     waited: float = 0.0
     seen: dict[str, Flag] = field(default_factory=dict)
+    numbers: set[str] = field(default_factory=set)
 
     def __call__(self, ask: Callable[..., Answer], text: str, tokens: int, **more: Any) -> Answer:
         """Send one request.
@@ -253,14 +262,29 @@ def _chat(asking: Asking) -> str:
 
 
 def _completion(asking: Asking) -> str:
-    _whole(asking(asking.server.complete, COUNT, 16, temperature=0), asking)
+    try:
+        answer = asking(asking.server.complete, COUNT, 16, temperature=0)
+    except RequestFailed as failed:
+        if failed.status not in ABSENT:
+            raise
+        remedy = "use /v1/chat/completions, which every model with a chat template is better asked with."
+        raise ProbeEnded("refused", "", failed.words, remedy) from None
+    _whole(answer, asking)
     return "without a chat template, chat models ramble here: use /v1/chat/completions for them"
 
 
 def _stream(asking: Asking) -> str:
     answer = asking.settled(asking.server.stream, READY + ", then count to ten", 32, _some, temperature=0)
     _whole(answer, asking)
-    return f"{answer.pieces} pieces, the first after {answer.first_token or 0:.2f} s"
+    words = f"{answer.pieces} pieces, the first after {answer.first_token or 0:.2f} s"
+    return f"{words}; {AT_ONCE}" if _at_once(answer) else words
+
+
+def _at_once(answer: Answer) -> bool:
+    """Whether a stream came in one go, long after it was asked for."""
+    if answer.first_token is None or answer.last_token is None or answer.pieces < SEVERAL:
+        return False
+    return answer.first_token > NOTICEABLE and answer.last_token - answer.first_token < AT_LEAST * answer.pieces
 
 
 def _sampling(asking: Asking) -> str:
@@ -289,8 +313,7 @@ def _sampling(asking: Asking) -> str:
 
 def _sum(answer: Answer) -> bool:
     """Whether an answer is the sum. It may repeat the question's numbers; any other number is a second result."""
-    numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", figures.plain(answer.text))}
-    return SUM_ANSWER in numbers and not numbers - {SUM_ANSWER, *SUMMANDS}
+    return figures.results(figures.plain(answer.text)) - set(SUMMANDS) == {SUM_ANSWER}
 
 
 def _sense(asking: Asking) -> str:
@@ -461,6 +484,16 @@ def _violation(answer: Answer) -> str:
     return f"the answer violates the schema ({wrong}): {answer.shown(answer.text)}"
 
 
+def unseen(answer: Answer) -> str:
+    """What to do about an answer whose tokens do not show; empty if it shows some, or none were counted."""
+    if answer.text or answer.calls or answer.thought or not answer.answer_tokens:
+        return ""
+    return (
+        f"the server counted {answer.answer_tokens:,} tokens that it does not show: if the model reasons, let the "
+        f"server show it (vLLM: --reasoning-parser), or use --no-thinking. Else {troubles.LOG}"
+    )
+
+
 def _whole(answer: Answer, asking: Asking) -> None:
     """Reject an empty or broken answer.
 
@@ -477,7 +510,7 @@ def _whole(answer: Answer, asking: Asking) -> None:
         )
     if not answer.text:
         detail = f"an empty answer with finish_reason {answer.shown(answer.finish)}"
-        raise ProbeEnded("failed", troubles.PROTOCOL, detail, troubles.LOG)
+        raise ProbeEnded("failed", troubles.PROTOCOL, detail, unseen(answer) or troubles.LOG)
     if not answer.finish:
         raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
     if monotonous(answer.text):
@@ -522,11 +555,24 @@ def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporte
 
 def end_of(probe: Probe) -> str:
     """Why nothing can be asked after a probe; empty if the server still answers."""
-    if probe.after == "hangs":
-        return f"the server hangs since `{probe.name}`"
-    if probe.after == "ended":
-        return f"`{probe.name}` ended the engine"
-    return f"the server was gone after `{probe.name}`" if probe.code == troubles.UNREACHABLE else ""
+    return probe.ends
+
+
+def _ends(name: str, result: dict[str, Any], kind: Trouble | None) -> str:
+    """Why nothing can be asked after a probe; empty if the server still answers.
+
+    Args:
+        name: of the probe.
+        result: its other fields.
+        kind: how its request failed; None if it did not.
+    """
+    if result.get("after") == "hangs":
+        return f"the server hangs since `{name}`"
+    if result.get("after") == "ended":
+        return f"`{name}` ended the engine"
+    if result.get("code") != troubles.UNREACHABLE:
+        return ""
+    return troubles.ENDS.get(kind or "gone", "the server was gone after `{}`").format(name)
 
 
 def _probe(asking: Asking, name: str) -> Probe:
@@ -534,11 +580,18 @@ def _probe(asking: Asking, name: str) -> Probe:
     started, waited = time.monotonic(), asking.waited
     result: dict[str, Any] = {"status": "passed"}
     hung: Callable[..., Answer] | None = None
+    kind: Trouble | None = None
     try:
         result["detail"] = ask(asking)
     except ProbeEnded as other:
         result = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
+        if other.status == "refused" and asking.rejected and asking.rejected == other.detail:
+            # Nothing is known of a feature where no chat is possible.
+            result = {"status": "skipped", "detail": "plain chat requests are rejected in the same words"}
     except RequestFailed as failed:
+        kind = failed.kind
+        if name == "chat" and kind == "refused":
+            asking.rejected = failed.words
         code, detail, remedy = troubles.explain(failed)
         result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
         if failed.kind == "hung":
@@ -548,4 +601,5 @@ def _probe(asking: Asking, name: str) -> Probe:
     if wrong in (troubles.UNREACHABLE, troubles.PROTOCOL) and (state := asking.state(hung)) != "answers":
         trouble = troubles.ended(troubles.Explanation(wrong, result["detail"], result["remedy"]), state)
         result |= {"code": trouble.code, "detail": trouble.detail, "remedy": trouble.remedy, "after": state}
+    result["ends"] = _ends(name, result, kind)
     return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)

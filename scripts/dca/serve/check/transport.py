@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import os
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -24,6 +26,9 @@ HEAD = 4096
 # Packages whose errors the client passes on; its HTTP library has had two names.
 LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 PORTS = {"http": 80, "https": 443}
+LOSING = (301, 302, 303)
+"""Redirections that clients follow with GET, without the body."""
+OWN = "SSL_CERT_FILE"
 PACKINGS = ("gzip", "x-gzip", "deflate")
 
 
@@ -57,7 +62,8 @@ def context() -> ssl.SSLContext:
     Raises:
         DcaError: DCA-204 when the file of trusted authorities cannot be read.
     """
-    return _context(certificates.bundle())
+    # First the variable that messages name: the others may be set on the machine for programs of other kinds.
+    return _context(os.environ.get(OWN) or certificates.bundle())
 
 
 # Making one takes longer than a short request.
@@ -83,15 +89,17 @@ async def prepare(response: Any) -> None:
         RequestFailed: `redirected`.
     """
     if response.has_redirect_location:
-        location = str(response.headers.get("location", ""))
+        location, status = str(response.headers.get("location", "")), response.status_code
         if not _same(str(response.request.url), location):
-            raise RequestFailed("redirected", f"HTTP {response.status_code} to {location}", status=response.status_code)
+            raise RequestFailed("redirected", f"HTTP {status} to {location}", status=status)
+        if response.request.method == "POST" and status in LOSING:
+            raise RequestFailed("bodiless", f"HTTP {status} to {location}", status=status)
     inner = response.stream
     # An answer was requested unpacked, and some proxies pack it all the same.
     packing = response.headers.pop("content-encoding", "").strip().lower()
 
     class Body(library().AsyncByteStream):  # type: ignore[misc]
-        head = b""
+        head = tail = b""
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             unpacker, size = _Unpacker(packing), 0
@@ -100,8 +108,12 @@ async def prepare(response: Any) -> None:
                     size += len(part)
                     if size > MOST_BYTES:
                         raise RequestFailed("endless", f"an answer of more than {MOST_BYTES >> 20} MiB")
+                    if not self.head:
+                        # The mark of UTF-8 is no part of a body.
+                        part = part.removeprefix(codecs.BOM_UTF8)
                     if len(self.head) < HEAD:
                         self.head += part[: HEAD - len(self.head)]
+                    self.tail = (self.tail + part)[-HEAD:]
                     yield part
 
         async def aclose(self) -> None:

@@ -12,6 +12,7 @@ Trouble = Literal[
     "untrusted",
     "loading",
     "redirected",
+    "bodiless",
     "denied",
     "refused",
     "broken",
@@ -19,12 +20,14 @@ Trouble = Literal[
     "cut",
     "hung",
     "ignored",
+    "truncated",
     "endless",
 ]
 """How a request can fail: connection refused or lost; TLS; 503 until the patience ended; a redirection to another
-server; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer that violates the protocol; a stream
-without a finish_reason; the deadline; an empty answer with finish_reason "length", by which an engine says that it
-ignored the prompt; an answer that goes on far past what was asked for."""
+server; one that loses the request's body; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer that
+violates the protocol; a stream without a finish_reason; the deadline; an empty answer with finish_reason "length", by
+which an engine says that it ignored the prompt; a count of tokens that shows that it read a part of it; an answer that
+goes on far past what was asked for."""
 
 Status = Literal["passed", "failed", "refused", "undecided", "skipped"]
 ORDER: tuple[Status, ...] = ("failed", "undecided", "refused", "skipped", "passed")
@@ -48,6 +51,7 @@ class Probe(Value):
         seconds: how long it took.
         deadline: its deadline in seconds.
         after: whether the server answered afterwards, hung, or had ended.
+        ends: why nothing was asked after it; empty if the check went on.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Probe(Value):
     seconds: float = 0.0
     deadline: float = 0.0
     after: After = "answers"
+    ends: str = ""
 
     @property
     def place(self) -> str:
