@@ -74,6 +74,35 @@ def test_a_form_that_is_not_known_is_named_with_its_place(instruction: str, form
 
 
 @pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("tex.1d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [%d1, {%r1}];", "`tex.1d.v4.f32.s32` of test, line 8 "),
+        ("sust.b.2d.b32.trap [%d1, {%r1, %r2}], {%r3};", "`sust.b.2d.b32.trap` of test, line 8 "),
+        (
+            "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%d1, {%r2}], [%r4];",
+            "`cp.async.bulk.tensor.1d",
+        ),
+        (
+            "{ .param .b32 a; p: .callprototype (.param .b32 _) _ (.param .b32 _); call (a), %d1, (a), p; }",
+            "test calls a function through a pointer, at line 8 ",
+        ),
+        ("call nothing, ();", "the function nothing, which test calls, "),
+        ("mov.u32 %r1, %cluster_ctarank;", "the special register %cluster_ctarank, which test reads at line 8 "),
+    ],
+    ids=["texture", "surface", "tensor", "pointer", "function", "register"],
+)
+def test_what_is_right_but_not_emulated_is_named(body: str, named: str) -> None:
+    text = kernel(f"{body}\nret;")
+    with pytest.raises(DcaError) as caught:
+        kernels.translated(text, "test")
+
+    assert caught.value.code == "DCA-830"
+    assert named in caught.value.what
+    # The other forms of such a text can be listed.
+    assert forms.forms_of(text)["ret"] == 1
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "no .version"),
@@ -88,8 +117,8 @@ def test_a_form_that_is_not_known_is_named_with_its_place(instruction: str, form
         (kernel("add.s32 %r1, %d2, 1;"), ".b64 where a .s32"),
         (kernel("add.f32 %f1, %f2, 1;"), "an integer where a float"),
         (kernel("st.global.u32 [nowhere], %r1;"), "the name nowhere is not known"),
+        (kernel("ld.global.u32 %r1, [%d1, {%r2}];"), "is no address"),
         (kernel("ld.param.u64 %d1, [out+8];"), "after the kernel's parameters"),
-        (kernel("call nothing, ();"), "the function nothing has no body"),
         (kernel("@%r1 ret;"), "no predicate register"),
     ],
 )
@@ -236,6 +265,27 @@ CONTROL: dict[str, tuple[str, str, Callable[[int], int]]] = {
         "",
         lambda t: 0 if t % 2 else 0x55555555 if t < 32 else 0x55,
     ),
+    # Lanes in one function that come from two calls of it are not active together.
+    "a function that is called from two places": (
+        """
+        mov.u32 %r30, %tid.x; and.b32 %r1, %r30, 1; setp.ne.u32 %p1, %r1, 0; { .param .b32 back;
+        @%p1 bra $L1;
+        call.uni (back), f, (); ld.param.b32 %r9, [back]; bra $L2;
+        $L1: call.uni (back), f, (); ld.param.b32 %r9, [back];
+        $L2: }
+        """,
+        ".func (.param .b32 got) f()\n{ .reg .b32 %r<2>; activemask.b32 %r1; st.param.b32 [got], %r1; ret; }",
+        lambda t: 0xAAAAAAAA if t % 2 else 0x55555555,
+    ),
+    "clocks that go on": (
+        """
+        mov.u64 %d1, %clock64; mov.u32 %r1, %clock; mov.u32 %r2, 0;
+        $L1: add.s32 %r2, %r2, 1; setp.lt.u32 %p1, %r2, 20; @%p1 bra $L1;
+        mov.u64 %d2, %clock64; sub.s64 %d3, %d2, %d1; setp.gt.s64 %p1, %d3, 20; selp.u32 %r9, 1, 0, %p1;
+        """,
+        "",
+        lambda t: 1,
+    ),
     "a branch by a table": (
         """
         mov.u32 %r30, %tid.x; and.b32 %r1, %r30, 1; ts: .branchtargets $A, $B; brx.idx %r1, ts;
@@ -300,6 +350,13 @@ def test_control_and_addresses(name: str, store: Store) -> None:
     assert results == [expected(thread) for thread in range(64)]
 
 
+@pytest.mark.slow
+def test_kernels_without_a_device_have_variables_of_their_own(store: Store) -> None:
+    for value in (5, 6):
+        text = kernel(f"ld.global.u32 %r9, [one];{STORE}", f".global .align 4 .u32 one = {value};")
+        assert ran(store, text) == ([value] * 64, ())
+
+
 FINDINGS = {
     # The other lanes wait at the barrier, or end.
     "a collective without some of its lanes": (
@@ -341,6 +398,20 @@ FINDINGS = {
         "ld.param.u64 %d1, [out]; mov.u32 %r9, %tid.x; st.global.u32 [%d1], %r9;",
         "race",
     ),
+    "two lanes of a warp": (
+        "mov.u32 %r30, %tid.x; and.b32 %r3, %r30, 32; setp.ne.u32 %p1, %r3, 0; @%p1 ret; shl.b32 %r1, %r30, 2; "
+        "mov.u32 %r2, s; add.s32 %r3, %r2, %r1; st.shared.u32 [%r3], %r30; xor.b32 %r1, %r1, 4; add.s32 %r3, %r2, %r1; "
+        "ld.shared.u32 %r9, [%r3];",
+        "race",
+    ),
+    "lanes of one store": ("mov.u32 %r30, %laneid; st.shared.u32 [s], %r30;", "race"),
+    "an assertion": (
+        "{ .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; mov.u64 %d1, words; "
+        "st.param.b64 [a], %d1; st.param.b64 [b], %d1; st.param.b32 [c], 5; st.param.b64 [d], %d1; "
+        "st.param.b64 [e], 1; "
+        "call.uni __assertfail, (a, b, c, d, e); }",
+        "assertion",
+    ),
     "a trap": ("trap;", "trap"),
 }
 
@@ -349,7 +420,8 @@ FINDINGS = {
 @pytest.mark.parametrize("name", sampled(FINDINGS))
 def test_a_fault_is_found_with_its_line(name: str, store: Store) -> None:
     body, kind = FINDINGS[name]
-    _, findings = ran(store, kernel("setp.ne.u32 %p8, 0, 0;\n" + body + STORE, ".shared .align 16 .b8 s[256];"))
+    before = ".shared .align 16 .b8 s[256]; .global .align 1 .b8 words[6] = {119, 111, 114, 100, 115};"
+    _, findings = ran(store, kernel("setp.ne.u32 %p8, 0, 0;\n" + body + STORE, before))
 
     assert [(one.kind, one.ptx_line) for one in findings] == [(kind, 9)], findings
 

@@ -18,6 +18,9 @@ FLAG = (
     "st.volatile.shared.u32 [%r4], 0; bar.sync 0; setp.lt.u32 %p3, %r1, 32; @%p3 st.volatile.shared.u32 [%r4], {}; "
     "@%p3 ret; $L_skip: ld.volatile.shared.u32 %r5, [%r4]; setp.eq.s32 %p3, %r5, 0; @%p3 bra $L_skip;"
 )
+# Each lane has its own word, and the next one's address.
+OWN = "st.shared.u32 [%r2], %r1; xor.b32 %r5, %r1, 1; mad.lo.s32 %r3, %r5, 4, %r4;"
+HALVES = f"{OWN} mov.u32 %r6, 0x55555555; and.b32 %r7, %r1, 1; shl.b32 %r6, %r6, %r7; bar.warp.sync %r6;"
 COPY = "cp.async.ca.shared.global [%r2], [%rd1], 4; cp.async.commit_group;"
 CASES = {
     "global-read": ("address", "ld.global", "ld.global.u32 %r5, [%rd1+4];", "ld.global.u32 %r5, [%rd1];"),
@@ -47,6 +50,38 @@ CASES = {
         "st.shared",
         "shr.u32 %r6, %r1, 5; st.shared.u32 [%r4], %r6;",
         "mov.u32 %r6, 5; st.shared.u32 [%r4], %r6;",
+    ),
+    # Lanes of one warp: what brings them together is the same as between warps, or bar.warp.sync.
+    "lanes-without-a-warp-barrier": (
+        "race",
+        "ld.shared",
+        f"{OWN} ld.shared.u32 %r5, [%r3];",
+        f"{OWN} bar.warp.sync -1; ld.shared.u32 %r5, [%r3];",
+    ),
+    "lanes-that-a-vote-brings-together": (
+        "race",
+        "st.shared",
+        f"{OWN} bar.warp.sync -1; ld.shared.u32 %r5, [%r3]; st.shared.u32 [%r2], 9;",
+        f"{OWN} bar.warp.sync -1; ld.shared.u32 %r5, [%r3]; vote.sync.all.pred %p3, %p1, -1; st.shared.u32 [%r2], 9;",
+    ),
+    # A barrier of the odd lanes and one of the even ones.
+    "lanes-of-another-barrier": (
+        "race",
+        "ld.shared",
+        f"{HALVES} ld.shared.u32 %r5, [%r3];",
+        f"{HALVES} xor.b32 %r5, %r1, 2; mad.lo.s32 %r3, %r5, 4, %r4; ld.shared.u32 %r5, [%r3];",
+    ),
+    "volatile-lanes-without-a-warp-barrier": (
+        "race",
+        "ld.volatile.shared",
+        f"{OWN.replace('st.', 'st.volatile.')} ld.volatile.shared.u32 %r5, [%r3];",
+        f"{OWN.replace('st.', 'st.volatile.')} bar.warp.sync -1; ld.volatile.shared.u32 %r5, [%r3];",
+    ),
+    "lanes-of-one-store": (
+        "race",
+        "st.shared",
+        "and.b32 %r5, %r1, 31; setp.eq.s32 %p3, %r1, %r5; @%p3 st.shared.u32 [%r4], %r5;",
+        "setp.lt.u32 %p3, %r1, 32; @%p3 st.shared.u32 [%r4], 5;",
     ),
     # The odd lanes go on to the barrier.
     "lanes-missing": (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-ABI = 3
+ABI = 4
 ADDRESSES, SHARED, RACES = 1, 2, 4
 DONE, MORE, FAILED = 0, 1, 2
 _BUDGET = 1 << 20
@@ -47,7 +47,8 @@ class Finding:
     """Something wrong that a kernel did.
 
     Args:
-        kind: address, alignment, uninitialized, asynchronous, collective, barrier, race, trap, branch or copy; deadlock
+        kind: address, alignment, uninitialized, asynchronous, collective, barrier, race, trap, assertion,
+            branch or copy; deadlock
             for a kernel that has not ended within the bound.
         kernel: its symbol.
         text: what happened.
@@ -106,6 +107,9 @@ _VARIABLE = ctypes.CFUNCTYPE(
 _FOUND = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(_CFinding))
 
 
+_PRINT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64)
+
+
 class _CServices(ctypes.Structure):
     _fields_ = [
         ("abi", ctypes.c_uint32),
@@ -117,6 +121,7 @@ class _CServices(ctypes.Structure):
         ("checks", ctypes.c_uint32),
         ("fill", ctypes.c_uint32),
         ("unwritten", _FOUND),
+        ("print", _PRINT),
     ]
 
 
@@ -157,9 +162,8 @@ def launch(library: Path, wanted: Launch) -> Outcome:
     findings: list[Finding] = []
     # ctypes frees a callback with the last reference to it, so they are kept until the end.
     found = _FOUND(_collector(findings))
-    services = _CServices(
-        ABI, None, _ACCESSIBLE(_within(wanted)), _VARIABLE(), found, wanted.seed, wanted.checks, _FILL, _FOUND()
-    )
+    callbacks = (_ACCESSIBLE(_within(wanted)), _VARIABLE(), found)
+    services = _CServices(ABI, None, *callbacks, wanted.seed, wanted.checks, _FILL, _FOUND(), _PRINT())
     given = _CLaunch(
         (ctypes.c_uint32 * 3)(*wanted.grid),
         (ctypes.c_uint32 * 3)(*wanted.block),

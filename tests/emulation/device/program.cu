@@ -1,4 +1,5 @@
 // A program whose parts the tests choose by its first argument: each prints what it computed.
+#include <cassert>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -106,6 +107,51 @@ static int unwritten(int uses) {
   return 0;
 }
 
+// Copies and fills outside of an allocation; each returns an error, and the next ones work.
+static int misused() {
+  int *there, *freed, host[32] = {};
+  cudaMalloc(&there, 64);
+  cudaMalloc(&freed, 64);
+  cudaFree(freed);
+  int errors[] = {cudaMemcpy(there, host, 68, cudaMemcpyHostToDevice), cudaMemset(there + 15, 0, 8),
+                  cudaMemcpy(host, freed, 4, cudaMemcpyDeviceToHost),  cudaMemcpy2D(there, 32, host, 32, 32, 3, cudaMemcpyHostToDevice),
+                  cudaMemcpy(host, host + 8, 4, cudaMemcpyDeviceToDevice), cudaMemcpy(there, host, 64, cudaMemcpyHostToDevice),
+                  cudaMemcpy2D(there, 32, host, 32, 32, 2, cudaMemcpyHostToDevice), cudaMemset(there, 0, 64)};
+  for (int error : errors) std::printf("%d ", error);
+  std::printf("\n");
+  return 0;
+}
+
+extern "C" __global__ void count_up(int *to) { to[threadIdx.x] += 1; }
+
+// What a kernel must not write: freed memory, small or large, whose place a new allocation would take; a constant.
+static int forbidden(int which) {
+  int *there, *next;
+  const size_t bytes = which == 2 ? 4 << 20 : 128;
+  cudaMalloc(&there, bytes);
+  if (which == 1 || which == 2) {
+    cudaFree(there);
+    cudaMalloc(&next, bytes);
+  }
+  float three = 3;
+  cudaMemcpyToSymbol(factor, &three, sizeof three);
+  if (which == 3) cudaGetSymbolAddress(reinterpret_cast<void **>(&there), factor);
+  count_up<<<1, 1>>>(there);
+  std::printf("%d\n", cudaDeviceSynchronize());
+  return 0;
+}
+
+extern "C" __global__ void tell(int number) {
+  assert(number != 13);
+  if (threadIdx.x == 1) std::printf("[%5d|%-4u|%08x|%lld|%.3f|%g|%c|%s|%%|%hhd]\n", -number, 7u, 0xbeefu, 1ll << 40, 2.5, 1e-9, 'x', "word", 300);
+}
+
+static int told(int number) {
+  tell<<<1, 2>>>(number);
+  std::printf("%d\n", cudaDeviceSynchronize());
+  return 0;
+}
+
 static int rejected() {
   beyond<<<1, 2000>>>(nullptr, 0);
   int first = cudaPeekAtLastError(), second = cudaGetLastError(), third = cudaGetLastError();
@@ -162,6 +208,9 @@ int main(int count, char **words) {
   if (!std::strcmp(what, "rejected")) return rejected();
   if (!std::strcmp(what, "drawn")) return drawn();
   if (!std::strcmp(what, "unwritten")) return unwritten(number);
+  if (!std::strcmp(what, "misused")) return misused();
+  if (!std::strcmp(what, "forbidden")) return forbidden(number);
+  if (!std::strcmp(what, "told")) return told(number);
   if (!std::strcmp(what, "memory")) return memory();
   if (!std::strcmp(what, "events")) return events();
   if (!std::strcmp(what, "facts")) return facts();

@@ -19,8 +19,8 @@ SOURCE = Path(__file__).with_name("program.cu")
 Emulate = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")]
 # cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorIllegalAddress,
-# cudaErrorLaunchFailure
-VALUE, CONFIGURATION, DEVICE, ADDRESS, FAILURE = 1, 9, 101, 700, 719
+# cudaErrorAssert, cudaErrorLaunchFailure
+VALUE, CONFIGURATION, DEVICE, ADDRESS, ASSERTION, FAILURE = 1, 9, 101, 700, 710, 719
 PINNED, UNREGISTERED = 1, 0
 
 
@@ -206,7 +206,53 @@ def test_a_rejected_launch_and_a_second_device_are_errors_that_stay_until_asked_
 
 
 def test_memory_is_counted_and_freed_once(emulate: Emulate) -> None:
-    assert emulate("memory").stdout == f"{1 << 20} 0 {VALUE} {VALUE} {PINNED} {UNREGISTERED}\n"
+    done = emulate("memory")
+    assert done.stdout == f"{1 << 20} 0 {VALUE} {VALUE} {PINNED} {UNREGISTERED}\n"
+    again, foreign = [line for line in done.stderr.splitlines() if "DCA-837: the program frees memory" in line]
+    assert again.endswith(f"where no such allocation begins: in an allocation that was freed, of {1 << 20} bytes.")
+    assert foreign.endswith("where no such allocation begins.")
+
+
+def test_a_copy_or_a_fill_outside_of_an_allocation_is_an_error(emulate: Emulate, tmp_path: Path) -> None:
+    findings = tmp_path / "findings"
+    done = emulate("misused", options=("--findings", str(findings)))
+    assert done.stdout == f"{VALUE} {VALUE} {VALUE} {VALUE} {VALUE} 0 0 0 \n", done.stderr
+    lines = [json.loads(line) for line in findings.read_text().splitlines()]
+    assert [line["text"] for line in lines] == [
+        "writes 68 bytes across the end of an allocation of 64 bytes",
+        "fills 8 bytes across the end of an allocation of 64 bytes",
+        "reads 4 bytes in an allocation that was freed, of 64 bytes",
+        "writes 96 bytes across the end of an allocation of 64 bytes",
+        "writes 4 bytes ",
+    ]
+    assert done.stderr.count("DCA-837") == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("which", "where"),
+    [
+        (0, ""),
+        (1, ": in an allocation that was freed, of 128 bytes"),
+        (2, f": in an allocation that was freed, of {4 << 20} bytes"),
+        (3, ": in constant memory, which kernels cannot write"),
+    ],
+)
+def test_freed_memory_and_constants_are_not_written(emulate: Emulate, which: int, where: str) -> None:
+    done = emulate("forbidden", str(which))
+    assert done.stdout == f"{ADDRESS if where else 0}\n", done.stderr
+    assert where in done.stderr
+
+
+def test_a_kernel_prints_once(emulate: Emulate) -> None:
+    line = "[   -5|7   |0000beef|1099511627776|2.500|1e-09|x|word|%|44]\n0\n"
+    done = emulate("told", "5", options=("--check", "shared"), DCA_EMULATION_ORDERS="3")
+    assert (done.returncode, done.stdout) == (0, line), done.stderr
+
+
+def test_an_assertion_that_fails_is_named(emulate: Emulate) -> None:
+    done = emulate("told", "13")
+    assert done.stdout == f"{ASSERTION}\n"
+    assert re.search(r"DCA-837: tell: .*program\.cu:\d+: .*tell.*: the assertion `number != 13` fails", done.stderr)
 
 
 def test_events_are_reached_in_order(emulate: Emulate) -> None:

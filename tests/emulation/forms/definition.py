@@ -61,6 +61,17 @@ class Halves:
         return accepts(self.low, bits & 0xFFFF) and accepts(self.high, bits >> 16)
 
 
+@dataclass(frozen=True)
+class UpperHalf:
+    """A result of 64 bits whose lower half is 0."""
+
+    result: Expected
+
+    def accepts(self, bits: int) -> bool:
+        """Whether it is one."""
+        return not bits & 0xFFFFFFFF and accepts(self.result, bits)
+
+
 class Anything:
     """The ISA leaves the result unspecified; the kernel only has to go on."""
 
@@ -69,7 +80,7 @@ class Anything:
         return True
 
 
-Expected = int | Within | AnyNaN | Either | Halves | Anything
+Expected = int | Within | AnyNaN | Either | Halves | UpperHalf | Anything
 
 
 def accepts(expected: Expected, bits: int) -> bool:

@@ -16,6 +16,7 @@ from tests.emulation.forms.definition import (
     Form,
     Halves,
     UndefinedError,
+    UpperHalf,
     Within,
 )
 from tests.emulation.forms.integers import WIDE, clamped, number, width, wrapped
@@ -204,6 +205,8 @@ def _special(opcode: str, a: Number) -> Number | None:
 
 
 def _approximate(form: Form) -> list[Definition]:
+    if form.last == "f64":
+        return _approximate_64(form)
     function, relative, absolute = APPROXIMATE[form.opcode]
     form.need("approx")
     if form.opcode in {"ex2", "tanh"} and form.last != "f32":
@@ -226,6 +229,44 @@ def _approximate(form: Form) -> list[Definition]:
         return _rounded_within(exact, _near(exact, relative, absolute), ftz)
 
     return [form.definition(("f32",), ("f32",), value)]
+
+
+# Of f64 the ISA gives no bound for these, but says that 20 bits of the fraction are computed; without .ftz, all.
+_ERRORS_64 = {True: Fraction(1, 1 << 19), False: Fraction(1, 1 << 50)}
+
+
+def _approximate_64(form: Form) -> list[Definition]:
+    form.need("approx")
+    ftz = form.flag("ftz")
+    form.need("f64")
+    if form.opcode == "rcp" and not ftz:
+        raise UndefinedError(form.text)
+    least = Fraction(1, 1 << 1022)
+
+    def value(bits: int) -> Expected:
+        a = decode(flushed(bits & ~0xFFFFFFFF, "f64") if ftz else bits, "f64")
+        if a.nan or (form.opcode == "rsqrt" and a.negative and not a.zero):
+            return AnyNaN("f64")
+        sign = FORMATS["f64"].sign if a.negative else 0
+        if a.zero:
+            return sign | encode(numbers.infinity(False), "f64")
+        if a.infinite:
+            return sign
+        exact = 1 / a.magnitude
+        if form.opcode == "rsqrt":
+            # 160 bits more than the fraction's, and an even number of them.
+            scaled = (exact.numerator << 2400) // exact.denominator
+            exact = Fraction(math.isqrt(scaled), 1 << 1200)
+        error = exact * _ERRORS_64[ftz]
+        if ftz and exact < least:
+            return sign
+        low, high = sorted(((sign and -1) or 1) * each for each in (exact - error, exact + error))
+        return Within(low, high, "f64")
+
+    def upper(bits: int) -> Expected:
+        return UpperHalf(value(bits)) if not isinstance(value(bits), AnyNaN) else AnyNaN("f64")
+
+    return [form.definition(("f64",), ("f64",), upper if ftz else value)]
 
 
 # The largest relative errors of the 16-bit approximations.

@@ -290,6 +290,51 @@ def _dot(form: Form) -> list[Definition]:
     return [form.definition((first, second, result), (result,), value)]
 
 
+def _pair_dot(form: Form) -> list[Definition]:
+    """dp2a: two products of 16 bits of the first and 8 bits of the second operand, of its lower or upper half."""
+    start = 16 if form.need("lo", "hi") == "hi" else 0
+    first, second = form.need("u32", "s32"), form.need("u32", "s32")
+    result = "s32" if "s32" in {first, second} else "u32"
+
+    def value(a: int, b: int, c: int) -> int:
+        parts = (number(a >> 16 * i, f"{first[0]}16") * number(b >> start + 8 * i, f"{second[0]}8") for i in range(2))
+        return wrapped(sum(parts) + c, result)
+
+    return [form.definition((first, second, result), (result,), value)]
+
+
+def _mask(form: Form) -> list[Definition]:
+    """bmsk: so many bits from a place on, of which those past the end are left out."""
+    clamps = form.need("clamp", "wrap") == "clamp"
+    form.need("b32")
+
+    def value(start: int, count: int) -> int:
+        if not clamps:
+            start, count = start & 31, count & 31
+        return sum(1 << at for at in range(32) if start <= at < start + count)
+
+    return [form.definition(("u32", "u32"), ("b32",), value)]
+
+
+def _find_nth(form: Form) -> list[Definition]:
+    """fns: the n-th bit that is set, from a place on; here n is a constant, and is tried with several."""
+    form.need("b32")
+
+    def of(n: int) -> Callable[[int, int], int]:
+        def value(mask: int, base: int) -> int:
+            places = range(base, 32) if n > 0 else range(min(base, 31), -1, -1)
+            found = [at for at in places if mask >> at & 1]
+            if n == 0:
+                found = [base] if mask >> base & 1 else []
+            return found[max(abs(n), 1) - 1] if max(abs(n), 1) <= len(found) and base < 32 else 0xFFFFFFFF
+
+        return value
+
+    return [
+        form.definition(("b32", "u32"), ("b32",), of(n), f"{{d0}}, {{a0}}, {{a1}}, {n}") for n in (0, 1, 2, 5, -1, -3)
+    ]
+
+
 INTEGERS: dict[str, Define] = {
     "add": _sum,
     "sub": _sum,
@@ -317,4 +362,7 @@ INTEGERS: dict[str, Define] = {
     "selp": _select,
     "mov": _move,
     "dp4a": _dot,
+    "dp2a": _pair_dot,
+    "bmsk": _mask,
+    "fns": _find_nth,
 }

@@ -166,6 +166,7 @@ def _store(text: str, register: str, draw: random.Random) -> Trial:
     return Trial(text, write, data, right)
 
 
+_ORDERS, _SCOPES = ("relaxed", "acquire", "release", "acq_rel"), ("cta", "cluster", "gpu", "sys")
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "add": lambda old, a: old + a,
     "min": min,
@@ -219,10 +220,14 @@ def atomic(text: str) -> Atomic:
         UndefinedError: if the PTX ISA has no such form, or it is not written down here.
     """
     form = Form(text)
-    form.choice("relaxed", "acquire", "release", "acq_rel")
-    form.choice("cta", "cluster", "gpu", "sys")
+    ordered = bool(form.choice(*_ORDERS))
+    scoped = bool(form.choice(*_SCOPES))
     space = form.choice("global", "shared", "shared::cta")
+    # CUDA's headers write scope and semantics elsewhere.
+    scoped = bool(not scoped and form.choice(*_SCOPES)) or scoped
     operation = form.need(*OPERATIONS, "cas")
+    if not scoped and not ordered and form.choice(*_ORDERS):
+        form.need(*_SCOPES)
     if form.opcode == "red" and operation in {"cas", "exch"}:
         raise UndefinedError(text)
     kind = form.need(*_KINDS_OF.get(operation, ("b32", "b64")))

@@ -113,8 +113,11 @@ def _odd(body: Body, given: str) -> str:
 
 def _votes(text: str, draw: random.Random) -> list[Trial]:
     form = Form(text)
-    form.need("sync")
+    # cub writes .sync after the mode.
+    first = form.flag("sync")
     mode = form.need("all", "any", "uni", "ballot")
+    if not first:
+        form.need("sync")
     form.need("b32" if mode == "ballot" else "pred")
     kind = "b32" if mode == "ballot" else "pred"
     trials = []

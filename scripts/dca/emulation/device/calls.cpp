@@ -36,16 +36,36 @@ size_t bytes_of(const void *image) {
                           head->e_phoff + size_t{head->e_phentsize} * head->e_phnum);
 }
 
+// Whether the program may copy or fill so many bytes: whatever begins in an allocation must end there, and memory of the
+// device must be in one. What the program has registered itself may be a part of something larger.
+bool lies_inside(const char *what, const void *start, size_t bytes, bool of_device) {
+  const Memory &memory = device().memory;
+  auto address = reinterpret_cast<uintptr_t>(start);
+  const Allocation *one = memory.find(address);
+  if (one ? one->kind == Kind::registered || memory.accessible(address, bytes) : !of_device) return true;
+  const std::string where = memory.about(address, bytes);
+  say({"DCA-837", std::string("the program ") + what + " " + std::to_string(bytes) + " bytes of the device's memory at " +
+                      hexadecimal(address) + ", which are not inside of an allocation" + (where.empty() ? "" : ": " + where) + ".",
+       "", "the call returns its error, cudaErrorInvalidValue, to the program."});
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"call\", \"code\": \"DCA-837\", \"text\": " +
+                                       quoted(std::string(what) + " " + std::to_string(bytes) + " bytes " + where) + "}");
+  return false;
+}
+
 }  // namespace
 
-cudaError_t copy(void *to, const void *from, size_t bytes, Stream *stream, bool wait) {
-  return copy_rows(to, bytes, from, bytes, bytes, 1, stream, wait);
+cudaError_t copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, Stream *stream, bool wait) {
+  return copy_rows(to, bytes, from, bytes, bytes, 1, kind, stream, wait);
 }
 
 cudaError_t copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
-                      Stream *stream, bool wait) {
+                      cudaMemcpyKind kind, Stream *stream, bool wait) {
   if (!width || !height) return cudaSuccess;
   if (!to || !from || to_pitch < width || from_pitch < width) return cudaErrorInvalidValue;
+  const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  if (!lies_inside("writes", to, (height - 1) * to_pitch + width, to_device)) return cudaErrorInvalidValue;
+  if (!lies_inside("reads", from, (height - 1) * from_pitch + width, from_device)) return cudaErrorInvalidValue;
   device().streams.enqueue(stream, [=] {
     for (size_t row = 0; row < height; row++)
       std::memmove(static_cast<char *>(to) + row * to_pitch, static_cast<const char *>(from) + row * from_pitch, width);
@@ -58,6 +78,7 @@ cudaError_t fill(void *to, int value, size_t value_bytes, size_t pitch, size_t w
                  bool wait) {
   if (!width || !height) return cudaSuccess;
   if (!to || pitch < width) return cudaErrorInvalidValue;
+  if (!lies_inside("fills", to, (height - 1) * pitch + width, true)) return cudaErrorInvalidValue;
   device().streams.enqueue(stream, [=] {
     for (size_t row = 0; row < height; row++) {
       char *start = static_cast<char *>(to) + row * pitch;

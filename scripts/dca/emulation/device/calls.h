@@ -9,9 +9,9 @@ namespace dca {
 
 // Copies memory in a stream's order; a copy to or from memory that is not pinned has taken place when it returns, as
 // CUDA's API synchronisation behaviour says.
-cudaError_t copy(void *to, const void *from, size_t bytes, Stream *, bool wait);
-cudaError_t copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, Stream *,
-                      bool wait);
+cudaError_t copy(void *to, const void *from, size_t bytes, cudaMemcpyKind, Stream *, bool wait);
+cudaError_t copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
+                      cudaMemcpyKind, Stream *, bool wait);
 cudaError_t fill(void *to, int value, size_t value_bytes, size_t pitch, size_t width, size_t height, Stream *, bool wait);
 cudaError_t record(Event *, Stream *);
 cudaError_t wait_for(Stream *, const Event *);

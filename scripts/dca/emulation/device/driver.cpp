@@ -69,8 +69,8 @@ CUresult fill_memory(CUdeviceptr to, int value, size_t value_bytes, size_t count
   });
 }
 
-CUresult copy_memory(void *to, const void *from, size_t bytes, CUstream handle, bool wait) {
-  return driver_in(handle, [&](Stream *stream) { return copy(to, from, bytes, stream, wait); });
+CUresult copy_memory(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, CUstream handle, bool wait) {
+  return driver_in(handle, [&](Stream *stream) { return copy(to, from, bytes, kind, stream, wait); });
 }
 
 // Parameters that are packed into one buffer, as pointers to each.
@@ -193,22 +193,22 @@ CUresult cuMemGetInfo(size_t *left, size_t *total) {
   });
 }
 CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t bytes) {
-  return copy_memory(pointer(to), from, bytes, nullptr, true);
+  return copy_memory(pointer(to), from, bytes, cudaMemcpyHostToDevice, nullptr, true);
 }
 CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t bytes) {
-  return copy_memory(to, pointer(from), bytes, nullptr, true);
+  return copy_memory(to, pointer(from), bytes, cudaMemcpyDeviceToHost, nullptr, true);
 }
 CUresult cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
-  return copy_memory(pointer(to), pointer(from), bytes, nullptr, true);
+  return copy_memory(pointer(to), pointer(from), bytes, cudaMemcpyDeviceToDevice, nullptr, true);
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
-  return copy_memory(pointer(to), from, bytes, stream, false);
+  return copy_memory(pointer(to), from, bytes, cudaMemcpyHostToDevice, stream, false);
 }
 CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  return copy_memory(to, pointer(from), bytes, stream, false);
+  return copy_memory(to, pointer(from), bytes, cudaMemcpyDeviceToHost, stream, false);
 }
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  return copy_memory(pointer(to), pointer(from), bytes, stream, false);
+  return copy_memory(pointer(to), pointer(from), bytes, cudaMemcpyDeviceToDevice, stream, false);
 }
 CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t count) {
   return fill_memory(to, value, 1, count, nullptr, true);

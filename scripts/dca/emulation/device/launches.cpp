@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -56,7 +57,7 @@ class Contents {
       if (const Allocation *one = device().memory.find(address)) found.insert(one);
     }
     device().memory.each([&](const Allocation &one) {
-      if (one.kind == Kind::variable) found.insert(&one);
+      if (one.kind == Kind::variable || one.kind == Kind::constant) found.insert(&one);
     });
     for (const Allocation *one : found) {
       const char *start = reinterpret_cast<const char *>(one->start);
@@ -89,7 +90,7 @@ class Grid : public Operation {
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
-    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks(), fill, unwritten};
+    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks(), fill, unwritten, print};
   }
 
   ~Grid() override {
@@ -148,8 +149,9 @@ class Grid : public Operation {
   static int accessible(void *self, uint64_t address, uint64_t bytes, int write) {
     const Memory &memory = device().memory;
     auto start = static_cast<uintptr_t>(address);
-    if (memory.accessible(start, static_cast<size_t>(bytes))) return 1;
+    if (memory.accessible(start, static_cast<size_t>(bytes), write)) return 1;
     auto &grid = *static_cast<Grid *>(self);
+    grid.refused_ = {start, static_cast<size_t>(bytes)};
     for (Known &one : grid.known_) {
       if (one.fault->write != (write != 0) || memory.behind(start, static_cast<size_t>(bytes)) > one.fault->behind) continue;
       if (!one.recorded) record_known(grid.name_, one.fault->text);
@@ -170,11 +172,25 @@ class Grid : public Operation {
   }
 
   static void finding(void *self, const DcaFinding *one) {
-    record(*one);
-    std::string kind = one->kind;
-    static_cast<Grid *>(self)->failure_ = kind == "address"     ? cudaErrorIllegalAddress
-                                          : kind == "alignment" ? cudaErrorMisalignedAddress
-                                                                : cudaErrorLaunchFailure;
+    auto *grid = static_cast<Grid *>(self);
+    std::string kind = one->kind, text = one->text;
+    auto [address, bytes] = grid->refused_;
+    if (kind == "address" && text.find(" at " + hexadecimal(address) + " ") != std::string::npos) {
+      std::string where = device().memory.about(address, bytes);
+      if (!where.empty()) text += ": " + where;
+    }
+    DcaFinding whole = *one;
+    whole.text = text.c_str();
+    record(whole);
+    grid->failure_ = kind == "address"     ? cudaErrorIllegalAddress
+                     : kind == "alignment" ? cudaErrorMisalignedAddress
+                     : kind == "assertion" ? cudaErrorAssert
+                                           : cudaErrorLaunchFailure;
+  }
+
+  // What a launch prints that runs once more has been printed.
+  static void print(void *self, const char *text, uint64_t bytes) {
+    if (!static_cast<Grid *>(self)->quiet_) std::fwrite(text, 1, static_cast<size_t>(bytes), stdout);
   }
 
   static void unwritten(void *self, const DcaFinding *one) {
@@ -219,6 +235,7 @@ class Grid : public Operation {
   DcaServices services_ = {};
   void *grid_ = nullptr;
   cudaError_t failure_ = cudaSuccess;
+  std::pair<uintptr_t, size_t> refused_ = {0, 0};  // what an access was to that was not let pass
   bool quiet_ = false;
   std::unique_ptr<Grid> twin_;
   std::unique_ptr<Contents> before_;

@@ -4,12 +4,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
+#include <string>
 #include <utility>
 
 namespace dca {
 
-enum class Kind { device, pinned, registered, managed, variable };
+// A constant is a variable that kernels must not write.
+enum class Kind { device, pinned, registered, managed, variable, constant };
 
 struct Allocation {
   uintptr_t start;
@@ -32,7 +35,9 @@ class Memory {
   bool release(void *, Kind);
   bool enlist(void *, size_t bytes);  // host memory that the program has allocated itself
   const Allocation *find(uintptr_t address) const;
-  bool accessible(uintptr_t address, size_t bytes) const;
+  bool accessible(uintptr_t address, size_t bytes, bool write = false) const;
+  // Where bytes that are not accessible lie: behind an allocation, in one that was freed, or in a constant; else empty.
+  std::string about(uintptr_t address, size_t bytes) const;
   // Where the first allocation begins, and where the last one ends.
   std::pair<uintptr_t, uintptr_t> range() const;
   // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
@@ -46,7 +51,14 @@ class Memory {
   }
 
  private:
+  // Gives memory back to the machine, or first holds it for a while.
+  void give_back(const Allocation &);
+  void hold(const Allocation &);
+
   std::map<uintptr_t, Allocation> living_;
+  // Freed last, and not given back yet: an access is one to nothing, and not to a new allocation at the same address.
+  std::deque<Allocation> held_;
+  size_t held_bytes_ = 0;
   size_t used_ = 0, most_used_ = 0;
   uint64_t numbers_ = 0;
   mutable const Allocation *recent_ = nullptr;

@@ -10,13 +10,14 @@
 
 namespace dca {
 
-Variable &Module::variable(const std::string &name, size_t bytes) {
+Variable &Module::variable(const std::string &name, size_t bytes, Kind kind) {
   Variable &one = variables[name];
   if (one.storage) return one;
   one.name = name;
   one.bytes = bytes;
+  one.kind = kind;
   one.written.assign(bytes, false);
-  one.storage = static_cast<char *>(device().memory.allocate(bytes, Kind::variable));
+  one.storage = static_cast<char *>(device().memory.allocate(bytes, kind));
   if (!one.storage) end({"DCA-836", "there is no memory for the variable " + name + ".", "", "free some memory."});
   std::memset(one.storage, 0, bytes);
   return one;
@@ -65,7 +66,7 @@ void Modules::remove(Module *module) {
   for (auto &[name, variable] : module->variables) {
     for (auto one = variables_.begin(); one != variables_.end();)
       one = one->second == &variable ? variables_.erase(one) : ++one;
-    if (variable.storage) device().memory.release(variable.storage, Kind::variable);
+    if (variable.storage) device().memory.release(variable.storage, variable.kind);
   }
   for (auto one = functions_.begin(); one != functions_.end();)
     one = one->first.first == module ? functions_.erase(one) : ++one;
@@ -89,8 +90,8 @@ Function &Modules::function(Module &module, const std::string &name) {
   return *one;
 }
 
-void Modules::bind_variable(const void *host, Module &module, const std::string &name, size_t bytes) {
-  variables_[host] = &module.variable(name, bytes);
+void Modules::bind_variable(const void *host, Module &module, const std::string &name, size_t bytes, Kind kind) {
+  variables_[host] = &module.variable(name, bytes, kind);
 }
 
 Function *Modules::of_stub(const void *stub) const {

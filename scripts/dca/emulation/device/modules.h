@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../runtime/abi.h"
+#include "memory.h"
 
 namespace dca {
 
@@ -30,6 +31,7 @@ struct Variable {
   std::string name;
   size_t bytes = 0;
   char *storage = nullptr;
+  Kind kind = Kind::variable;
   bool initialised = false;
   std::vector<bool> written;
 };
@@ -41,7 +43,8 @@ struct Module {
   bool owned = false;
   std::map<std::string, Variable> variables;
 
-  Variable &variable(const std::string &name, size_t bytes);
+  // What is known of it first decides whether it is constant.
+  Variable &variable(const std::string &name, size_t bytes, Kind = Kind::variable);
 };
 
 struct Function {
@@ -64,7 +67,7 @@ class Modules {
   void remove(Module *);
   Function &function(Module &, const std::string &name);
   void bind(const void *stub, Function &function) { stubs_[stub] = &function; }
-  void bind_variable(const void *host, Module &module, const std::string &name, size_t bytes);
+  void bind_variable(const void *host, Module &module, const std::string &name, size_t bytes, Kind);
   Function *of_stub(const void *) const;
   // Null if there is no such variable.
   Variable *of_host(const void *) const;

@@ -86,6 +86,12 @@ std::string readable(const std::string &mangled) {
   return name;
 }
 
+std::string hexadecimal(unsigned long long number) {
+  char text[24];
+  std::snprintf(text, sizeof text, "0x%llx", number);
+  return text;
+}
+
 std::string place(const DcaFinding &finding) {
   char text[160];
   std::snprintf(text, sizeof text, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],

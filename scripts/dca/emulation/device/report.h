@@ -31,6 +31,8 @@ void append(const char *variable, const std::string &object);
 std::string place(const DcaFinding &);
 // Appends a known fault of a kernel to that file; prints it once in a process.
 void record_known(const std::string &kernel, const std::string &fault);
+// An address for people.
+std::string hexadecimal(unsigned long long);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 

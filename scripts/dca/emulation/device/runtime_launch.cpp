@@ -67,9 +67,11 @@ void __cudaRegisterFunction(void **module, const char *stub, char *, const char 
   Modules &modules = device().modules;
   modules.bind(stub, modules.function(*reinterpret_cast<Module *>(module), name));
 }
-void __cudaRegisterVar(void **module, char *host, char *, const char *name, int, size_t bytes, int, int) {
+void __cudaRegisterVar(void **module, char *host, char *, const char *name, int, size_t bytes, int constant,
+                       int) {
   Locked locked(device().lock);
-  device().modules.bind_variable(host, *reinterpret_cast<Module *>(module), name, bytes);
+  const Kind kind = constant ? Kind::constant : Kind::variable;
+  device().modules.bind_variable(host, *reinterpret_cast<Module *>(module), name, bytes, kind);
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void *stream) {

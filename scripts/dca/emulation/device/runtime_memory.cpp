@@ -24,7 +24,13 @@ cudaError_t release(void *start, Kind kind) {
   if (!start) return cudaSuccess;
   // What still runs may use it.
   device().streams.finish_all();
-  return device().memory.release(start, kind) ? cudaSuccess : result(cudaErrorInvalidValue);
+  if (device().memory.release(start, kind)) return cudaSuccess;
+  const auto address = reinterpret_cast<uintptr_t>(start);
+  const std::string where = device().memory.about(address, 1);
+  say({"DCA-837", std::string("the program frees ") + (kind == Kind::pinned ? "pinned memory" : "memory of the device") + " at " +
+                      hexadecimal(address) + ", where no such allocation begins" + (where.empty() ? "" : ": " + where) + ".",
+       "", "the call returns its error, cudaErrorInvalidValue, to the program."});
+  return result(cudaErrorInvalidValue);
 }
 
 // The place in a variable's storage; null if it is not the module's, or not of this size.
@@ -49,7 +55,7 @@ cudaError_t to_symbol(const void *symbol, const void *from, size_t bytes, size_t
     char *to = place(symbol, bytes, offset, &one);
     if (!to) return one ? cudaErrorInvalidValue : cudaErrorInvalidSymbol;
     for (size_t i = 0; i < bytes; i++) one->written[offset + i] = true;
-    return copy(to, from, bytes, stream, wait);
+    return copy(to, from, bytes, cudaMemcpyDefault, stream, wait);
   });
 }
 
@@ -59,7 +65,7 @@ cudaError_t from_symbol(void *to, const void *symbol, size_t bytes, size_t offse
     const char *from = place(symbol, bytes, offset, &one);
     if (!from) return one ? cudaErrorInvalidValue : cudaErrorInvalidSymbol;
     must_be_known(*one);
-    return copy(to, from, bytes, stream, wait);
+    return copy(to, from, bytes, cudaMemcpyDefault, stream, wait);
   });
 }
 
@@ -136,11 +142,11 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *to, const void *addr
   });
 }
 
-cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind) {
-  return in_stream(nullptr, [&](Stream *stream) { return copy(to, from, bytes, stream, true); });
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+  return in_stream(nullptr, [&](Stream *stream) { return copy(to, from, bytes, kind, stream, true); });
 }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t handle) {
-  return in_stream(handle, [&](Stream *stream) { return copy(to, from, bytes, stream, false); });
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t handle) {
+  return in_stream(handle, [&](Stream *stream) { return copy(to, from, bytes, kind, stream, false); });
 }
 cudaError_t cudaMemcpyPeer(void *to, int, const void *from, int, size_t bytes) {
   return cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
@@ -149,15 +155,15 @@ cudaError_t cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t byt
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle);
 }
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
-                         cudaMemcpyKind) {
+                         cudaMemcpyKind kind) {
   return in_stream(nullptr, [&](Stream *stream) {
-    return copy_rows(to, to_pitch, from, from_pitch, width, height, stream, true);
+    return copy_rows(to, to_pitch, from, from_pitch, width, height, kind, stream, true);
   });
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind, cudaStream_t handle) {
+                              cudaMemcpyKind kind, cudaStream_t handle) {
   return in_stream(handle, [&](Stream *stream) {
-    return copy_rows(to, to_pitch, from, from_pitch, width, height, stream, false);
+    return copy_rows(to, to_pitch, from, from_pitch, width, height, kind, stream, false);
   });
 }
 

@@ -18,6 +18,7 @@ from dca.emulation.ptx.values import (
     Module,
     Negated,
     Operand,
+    Other,
     Pair,
     Register,
     Span,
@@ -414,7 +415,10 @@ class _FunctionReader:
                 targets.append(self.prefixes[-1] + reader.take())
                 reader.at(",")
         elif reader.next.text in (".callprototype", ".calltargets"):
-            raise damaged(reader.line, f"calls through a pointer (`{reader.next.text}`) are not supported")
+            # Of calls through a pointer, which are refused where a kernel has one.
+            while reader.take() != ";":
+                pass
+            return
         self.labels[-1].add(name)
         self.body.append(Label(name, tuple(targets)))
 
@@ -550,7 +554,7 @@ class _FunctionReader:
             raise damaged(reader.line, f"`{word}` is no operand")
         return self._named(word)
 
-    def _address(self) -> Address:
+    def _address(self) -> Address | Other:
         reader = self.reader
         word = reader.take()
         base = self._simple(word)
@@ -561,5 +565,11 @@ class _FunctionReader:
             raise damaged(reader.line, "an address begins with no register, name or number")
         if reader.at("+") or reader.next.text == "-":
             offset += reader.integer()
+        if reader.next.text in (",", "{"):
+            # Textures, surfaces and tensors.
+            words = [word]
+            while (taken := reader.take()) != "]":
+                words.append(taken)
+            return Other(f"[{' '.join(words)}]")
         reader.expect("]")
         return Address(None if isinstance(base, Immediate) else base, offset)

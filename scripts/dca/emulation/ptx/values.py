@@ -60,13 +60,19 @@ class Pair(NamedTuple):
     second: Operand
 
 
+class Other(NamedTuple):
+    """An operand of a form that no instruction that is translated has, as written."""
+
+    text: str
+
+
 class Group(NamedTuple):
     """The names between parentheses, of a call."""
 
     names: tuple[Operand, ...]
 
 
-Operand = Register | Immediate | Symbol | Address | Vector | Negated | Pair | Group
+Operand = Register | Immediate | Symbol | Address | Vector | Negated | Pair | Group | Other
 
 
 class Instruction(NamedTuple):

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DCA_EMULATION_ABI 3u
+#define DCA_EMULATION_ABI 4u
 
 // Bits of `DcaServices.checks`.
 enum { DCA_CHECK_ADDRESSES = 1, DCA_CHECK_SHARED = 2, DCA_CHECK_RACES = 4 };
@@ -47,6 +47,7 @@ struct DcaServices {
   uint32_t fill;    // what each byte of shared memory begins with
   // A read of shared memory that nothing has written; a null function makes it a finding.
   void (*unwritten)(void *self, const struct DcaFinding *);
+  void (*print)(void *self, const char *text, uint64_t bytes);  // null: to standard output
 };
 
 struct DcaKernel {

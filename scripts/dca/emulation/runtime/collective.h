@@ -78,6 +78,9 @@ template <class S, class F> inline void by_group(u32 m, S named, F with) {
     rest &= ~group & ~(1u << first);
   }
 }
+template <class S> DCA_NOT_INLINE void met(Warp &w, u32 m, S named) {
+  if (looks_for_races(w)) by_group(m, named, [&](u32 group) { meet(w, group); });
+}
 enum Vote { VOTE_ALL, VOTE_ANY, VOTE_UNI, VOTE_BALLOT };
 template <class S> DCA_NOT_INLINE void vote_predicate(u32 m, u32 *to, Vote how, u32 value, S named) {
   u32 result = 0;
@@ -225,6 +228,7 @@ template <class I, class N> DCA_NOT_INLINE void arrive(Warp &w, u32 m, u32 line,
   if (m != w.live) fault(w, first, line, "barrier", "bar.arrive by a part of a warp");
   w.cta->arrived[number] += 32;
   if (looks_for_races(w)) {
+    meet(w, m);
     join(w.cta->arrived_clocks[number], w.clocks);
     w.clocks[w.index]++;
   }

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "collective.h"
+#include "text.h"
 
 namespace dca {
 
@@ -21,11 +22,23 @@ constexpr unsigned char POISON = 0xff;
 
 inline u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
 
+// Of lanes in one function, those that one of them was called together with: others have come from other calls of it, and
+// are not converged with it, which activemask tells.
+inline u32 of_one_call(const Warp &w, u32 m, u32 ready) {
+  const Block *blocks = w.cta->grid->code->blocks;
+  const u32 leader = static_cast<u32>(__builtin_ctz(ready));
+  for (u32 function = blocks[w.pc[leader]].function; function;) {
+    const u32 *back = w.returns + 32 * function;
+    LANES(m) if (back[l] != back[leader]) m &= ~(1u << l);
+    function = blocks[back[leader]].function;
+  }
+  return m;
+}
 // Runs a warp until it waits, ends or has used up its slice.
 inline void run_warp(Warp &w, u64 slice) {
   Grid &grid = *w.cta->grid;
   const Block *blocks = grid.code->blocks;
-  u64 executed = 0;
+  u64 &executed = w.executed;
   while (executed < slice) {
     u32 ready = w.live & ~w.waiting & ~w.parked;
     if (!ready) break;
@@ -35,6 +48,12 @@ inline void run_warp(Warp &w, u64 slice) {
     LANES(ready) current = lowest ? std::min(current, w.pc[l]) : std::max(current, w.pc[l]);
     u32 m = 0;
     LANES(w.live & ~w.parked) if (w.pc[l] == current) m |= 1u << l;
+    if (blocks[current].function) m = of_one_call(w, m, m & ready);
+    // Lanes that nothing brings together may go on apart; those that wait are asked again with each that comes.
+    if (grid.services.seed && grid.code->apart && !(drawn(grid) & 3)) {
+      const u32 some = m & (static_cast<u32>(drawn(grid)) | w.waiting);
+      if (some & ready) m = some;
+    }
     w.waiting &= ~m;
     for (;;) {
       w.active = m;
@@ -51,6 +70,7 @@ inline void run_warp(Warp &w, u64 slice) {
   }
   grid.executed += executed;
   w.cta->ran += executed;
+  executed = 0;
 }
 
 inline void share_clocks(Cta &cta, u32 number) {
@@ -61,6 +81,7 @@ inline void share_clocks(Cta &cta, u32 number) {
     if (w.parked && w.barrier == number) {
       join(w.clocks, all);
       w.clocks[w.index]++;
+      meet(w, w.parked);
     }
   all.clear();
 }
@@ -163,6 +184,7 @@ inline void begin_block(Cta &cta, u64 number) {
   cta.number = number;
   const bool races = grid.services.checks & DCA_CHECK_RACES;
   if (races) cta.cells.assign(grid.shared_bytes, Cell{});
+  cta.volatile_cells.clear();
   cta.atomic_clocks.clear();
   for (std::vector<u32> &one : cta.arrived_clocks) one.clear();
   std::fill(std::begin(cta.arrived), std::end(cta.arrived), 0);
@@ -242,7 +264,8 @@ inline const Warp *unfinished(const Grid &grid) {
   return waits;
 }
 
-inline u64 own_storage(u32 number) {
+// Not inline: the dynamic linker would make one map of those of all kernels.
+static u64 own_storage(u32 number) {
   static std::map<u32, std::unique_ptr<char[]>> all;
   const Variable &variable = code.variables[number];
   auto found = all.find(number);

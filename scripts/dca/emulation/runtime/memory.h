@@ -40,7 +40,7 @@ DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset,
       fault(w, lane, line, "asynchronous",
             text("%s of shared memory at %llu, which an asynchronous copy writes that was not waited for",
                  access == WRITE ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
-    if ((access == READ || access == SYNCHRONIZE) && states[i] == UNWRITTEN) unwritten(w, lane, line, offset + i);
+    if ((access == READ || access == SYNCHRONIZE || access == VOLATILE_READ) && states[i] == UNWRITTEN) unwritten(w, lane, line, offset + i);
     if (access == WRITE) states[i] = WRITTEN;
   }
 }

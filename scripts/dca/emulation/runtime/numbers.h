@@ -305,6 +305,34 @@ struct Lop3 {
     return result;
   }
 };
+template <class T> struct Sad {
+  static T of(T a, T b, T c) { return Add<T>::of(c, a < b ? Sub<T>::of(b, a) : Sub<T>::of(a, b)); }
+};
+// A mask of b bits from bit a on.
+template <bool clamp> struct Bmsk {
+  static u32 of(u32 a, u32 b) {
+    if (!clamp) a &= 31, b &= 31;
+    if (a > 31) return 0;
+    u64 width = b > 31 ? 32 : b;
+    return static_cast<u32>(((1ull << width) - 1) << a);
+  }
+};
+// The n-th set bit from a place on, downwards for a negative n.
+struct Fns {
+  static u32 of(u32 mask, u32 base, s32 n) {
+    if (!n) return base < 32 && mask >> base & 1 ? base : 0xffffffffu;
+    s64 left = n < 0 ? -s64(n) : n;
+    for (s64 at = s32(base); at >= 0 && at < 32; at += n < 0 ? -1 : 1)
+      if (mask >> at & 1 && !--left) return static_cast<u32>(at);
+    return 0xffffffffu;
+  }
+};
+template <class A, class B, bool high> struct Dp2a {
+  static u32 of(u32 a, u32 b, u32 c) {
+    for (int i = 0; i < 2; i++) c += static_cast<u32>(s32(A(a >> (16 * i))) * s32(B(b >> (8 * i + (high ? 16 : 0)))));
+    return c;
+  }
+};
 template <class A, class B> struct Dp4a {
   static u32 of(u32 a, u32 b, u32 c) {
     for (int i = 0; i < 4; i++) c += static_cast<u32>(s32(A(a >> (8 * i))) * s32(B(b >> (8 * i))));
@@ -385,6 +413,16 @@ template <bool ftz> struct Ex2Approx { static f32 of(f32 a) { return Approx<ftz>
 template <bool ftz> struct Lg2Approx { static f32 of(f32 a) { return Approx<ftz>::out(std::log2(Approx<ftz>::in(a))); } };
 template <bool ftz> struct SinApprox { static f32 of(f32 a) { return Approx<ftz>::out(std::sin(f64(Approx<ftz>::in(a)))); } };
 template <bool ftz> struct CosApprox { static f32 of(f32 a) { return Approx<ftz>::out(std::cos(f64(Approx<ftz>::in(a)))); } };
+// The upper 32 bits of the argument give those of the result; the lower ones are 0. Subnormals are flushed.
+inline f64 upper(f64 x) { return cast<f64>(cast<u64>(x) & ~0xffffffffull); }
+inline f64 flushed(f64 x) {
+  u64 bits = cast<u64>(x);
+  return cast<f64>((bits & 0x7ff0000000000000ull) ? bits : bits & 0x8000000000000000ull);
+}
+struct RcpApproxF64 { static f64 of(f64 a) { return upper(flushed(1.0 / flushed(upper(a)))); } };
+template <bool ftz> struct RsqrtApproxF64 {
+  static f64 of(f64 a) { return ftz ? upper(flushed(1.0 / std::sqrt(flushed(upper(a))))) : 1.0 / std::sqrt(a); }
+};
 struct TanhApprox { static f32 of(f32 a) { return canonical(std::tanh(a)); } };
 template <class H> struct TanhApprox16 { static H of(H a) { return narrow<H>(std::tanh(wide(a))); } };
 template <class H> struct Ex2Approx16 { static H of(H a) { return narrow<H>(std::exp2(wide(a))); } };
@@ -416,8 +454,11 @@ template <bool ftz> struct AbsF32 { static f32 of(f32 a) { return cast<f32>(cast
 template <bool ftz> struct NegF32 { static f32 of(f32 a) { return cast<f32>(cast<u32>(flush<ftz>(a)) ^ 0x80000000u); } };
 struct AbsF64 { static f64 of(f64 a) { return cast<f64>(cast<u64>(a) & ~(1ull << 63)); } };
 struct NegF64 { static f64 of(f64 a) { return cast<f64>(cast<u64>(a) ^ (1ull << 63)); } };
-struct CopysignF32 {
-  static f32 of(f32 a, f32 b) { return cast<f32>((cast<u32>(b) & 0x7fffffffu) | (cast<u32>(a) & 0x80000000u)); }
+template <class F> struct Copysign {
+  static F of(F a, F b) {
+    constexpr Bits<F> sign = Bits<F>(1) << (8 * sizeof(F) - 1);
+    return cast<F>(static_cast<Bits<F>>((cast<Bits<F>>(b) & ~sign) | (cast<Bits<F>>(a) & sign)));
+  }
 };
 
 // f16 and bf16. A sum or product is exact enough in f32 that a second rounding changes nothing.

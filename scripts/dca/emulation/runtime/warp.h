@@ -33,7 +33,7 @@ struct Fault {};
 
 struct Block {
   u32 (*run)(Warp &, u32 mask);
-  u32 instructions, line;  // line: of the first
+  u32 instructions, line, function;  // line: of the first; function: 0 is the kernel
 };
 struct Variable {
   const char *name;
@@ -57,6 +57,7 @@ struct Code {
   u32 rows16, rows32, rows64, predicates, functions, local_bytes;
   u32 shared_align;
   u32 most_threads, most_shared, exact_threads[3];
+  bool apart;  // whether lanes may run apart: not where the kernel asks which run together
   const Variable *variables;
   u32 variable_count;
   const Pointer *pointers;
@@ -98,16 +99,22 @@ struct Warp {
   u32 group[32];
   std::vector<Copy> copies;
   std::vector<u32> clocks;  // what this warp knows of the releases of each (races.h)
+  u32 time, met;             // of accesses and meetings of its lanes; all lanes have met at `met`, or one has synchronized
+  u32 together;              // when all lanes have met last
+  std::vector<u32> met_each;  // lane by lane, where only some of them have
   u32 picks;
+  u64 executed, clock_reads;  // executed: in this slice
 };
 
-// Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody.
+// Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody; the warp's number in its block by 32,
+// and the lane.
 struct Mark {
   u64 block, sequence;
-  u32 warp, clock, line;
+  u32 thread, clock, line, time;
+  u32 warp() const { return thread / 32; }
 };
 struct Cell {
-  Mark write, read[2];
+  Mark write, read[2], beside;  // reads of two warps; beside the first one, of another lane of its warp
 };
 
 // What is written of each byte of shared memory.
@@ -123,6 +130,7 @@ struct Cta {
   u32 arrived[BARRIERS];
   u64 number;
   std::vector<Cell> cells;
+  std::unordered_map<u64, Cell> volatile_cells;
   std::vector<u32> atomic_clocks, arrived_clocks[BARRIERS];
   u64 ran;
 };
@@ -288,6 +296,9 @@ inline u32 returned(Warp &w, u32 m, u32 function) {
 [[noreturn]] inline u32 trapped(Warp &w, u32 m, u32 line) {
   fault(w, static_cast<u32>(__builtin_ctz(m)), line, "trap", "the kernel executed trap");
 }
+
+// Instructions so far; no two reads give the same.
+inline u64 clock(Warp &w) { return w.cta->grid->executed + w.executed + ++w.clock_reads; }
 
 // Operands that are not in registers.
 struct LocalRow {

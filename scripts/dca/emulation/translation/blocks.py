@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dca.emulation.ptx.tokens import damaged
-from dca.emulation.ptx.values import Function, Immediate, Instruction, Label, Operand, Symbol
+from dca.emulation.ptx.values import Function, Group, Immediate, Instruction, Label, Operand, Symbol
 from dca.emulation.translation.table import FORMS, Form
 from dca.foundation.errors import DcaError
 
 WHOLE = 0xFFFFFFFF
 _ENDS = frozenset(("branch", "switch", "ret", "exit", "trap", "barrier", "barrier_reduction", "call"))
-# Kinds whose lanes must come together: where their mask is among the operands, or None where it is the whole warp.
-_MASK = {
+GATHERED = {
     "shuffle": 4,
     "vote": 2,
     "ballot": 2,
@@ -22,9 +22,12 @@ _MASK = {
     "ldmatrix": None,
     "stmatrix": None,
     "mma": None,
+    "arrive": -1,
 }
+"""Kinds whose lanes must come together: where their mask is among the operands, None where it is the whole warp, or -1
+where it is all lanes that have not ended."""
 # Of those that are run around where their guard is false: what ends a block has no mask of its own.
-_AROUND = frozenset((*_MASK, "barrier", "barrier_reduction", "trap", "call", "switch", "arrive"))
+_AROUND = frozenset((*GATHERED, "barrier", "barrier_reduction", "trap", "call", "switch"))
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class _Builder:
             self.plain(one, form)
 
     def plain(self, one: Instruction, form: Form) -> None:
-        if form.kind in _MASK:
+        if form.kind in GATHERED:
             self.collective(one, form)
         self.blocks[-1].body.append(one)
         if form.kind in _ENDS:
@@ -137,11 +140,11 @@ class _Builder:
                 following.results = one
 
     def collective(self, one: Instruction, form: Form) -> None:
-        at = _MASK[form.kind]
+        at = GATHERED[form.kind]
         aligned = at is None
         if at is not None and at >= len(one.operands):
             raise damaged(one.line, f"`{one.form}` has too few operands")
-        mask = Immediate("int", WHOLE) if at is None else one.operands[at]
+        mask = Immediate("int", WHOLE) if at is None or at < 0 else one.operands[at]
         # Nobody leaves in the middle of a block, so that a second collective of the same lanes finds them here.
         same = isinstance(mask, Immediate) and mask == self.here and (self.whole or not aligned)
         if not same:
@@ -192,12 +195,23 @@ def only_returns(block: Block) -> bool:
     )
 
 
-def called(function: Function) -> frozenset[str]:
-    """Names of the functions that a function calls."""
-    return frozenset(
-        operand.name
-        for one in function.body
-        if isinstance(one, Instruction) and one.form.startswith("call")
-        for operand in one.operands
-        if isinstance(operand, Symbol)
+def callee(one: Instruction, entry: str) -> str:
+    """The name of the function that a call names.
+
+    Raises:
+        DcaError: DCA-830 for a call through a pointer.
+    """
+    target = next((operand for operand in one.operands if not isinstance(operand, Group)), None)
+    if isinstance(target, Symbol):
+        return target.name
+    raise DcaError(
+        "DCA-830",
+        f"{entry} calls a function through a pointer, at line {one.line} of its PTX, which is not emulated.",
+        why="virtual functions are called so, too.",
+        remedy="prove this kernel on a GPU, or let it call the function by its name.",
     )
+
+
+def calls(function: Function) -> Iterator[Instruction]:
+    """The calls of a function."""
+    return (one for one in function.body if isinstance(one, Instruction) and one.form.split(".")[0] == "call")

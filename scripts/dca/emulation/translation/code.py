@@ -25,7 +25,17 @@ from dca.emulation.ptx.values import (
     Variable,
     Vector,
 )
-from dca.emulation.translation.blocks import Block, Flow, called, ends_with, flow, form_of, only_returns
+from dca.emulation.translation.blocks import (
+    GATHERED,
+    Block,
+    Flow,
+    callee,
+    calls,
+    ends_with,
+    flow,
+    form_of,
+    only_returns,
+)
 from dca.emulation.translation.table import Form, cpp
 from dca.foundation.errors import DcaError
 
@@ -37,6 +47,8 @@ _CALLS_ONLY = ("#pragma GCC push_options", '#pragma GCC optimize("O0")')
 _CALLS_END = "#pragma GCC pop_options"
 _MOST_THREADS = 1024
 _LOCAL = 8
+# CUDA's own functions that are emulated: the C++ function, and how many parameters it takes.
+_OF_CUDA = {"vprintf": ("print_text", 2), "__assertfail": ("assertion_failed", 5)}
 # Scalars and rows of a warp that instructions read by name; %clock counts instructions.
 _SPECIAL = {
     **{f"%tid.{axis}": f"w.tid[{i}]" for i, axis in enumerate("xyz")},
@@ -54,9 +66,9 @@ _SPECIAL = {
     "%lanemask_lt": "lane_masks[2]",
     "%lanemask_ge": "lane_masks[3]",
     "%lanemask_gt": "lane_masks[4]",
-    "%clock": "K{w.cta->grid->executed}",
-    "%clock64": "K{w.cta->grid->executed}",
-    "%globaltimer": "K{w.cta->grid->executed}",
+    "%clock": "K{clock(w)}",
+    "%clock64": "K{clock(w)}",
+    "%globaltimer": "K{clock(w)}",
     "%dynamic_smem_size": "K{w.cta->grid->launch.dynamic_shared}",
     "%total_smem_size": "K{w.cta->grid->shared_bytes}",
     "WARP_SZ": "K{32}",
@@ -104,11 +116,15 @@ class _Kernel:
                 remedy="prove this kernel on a GPU.",
             )
         if name not in self.source.functions:
-            line = self.functions[callers[-1]].line if callers else 1
-            raise damaged(line, f"the function {name} has no body in this text")
+            raise DcaError(
+                "DCA-830",
+                f"the function {name}, which {self.entry} calls, is not emulated: this PTX has no code of it.",
+                why="it is one of CUDA's own, such as malloc, or is linked to the kernel later (nvcc's -rdc=true).",
+                remedy="prove this kernel on a GPU.",
+            )
         if name not in self.functions:
             self.functions[name] = parser.function(self.source, name)
-        for one in sorted(called(self.functions[name])):
+        for one in sorted({callee(call, self.entry) for call in calls(self.functions[name])} - _OF_CUDA.keys()):
             self._gather(one, (*callers, name))
 
 
@@ -198,6 +214,13 @@ class _Writer:
             return "K{dynamic_start()}"
         if name in layout.globals:
             return f"K{{w.cta->grid->variables[{layout.globals[name]}]}}"
+        if name.startswith("%"):
+            raise DcaError(
+                "DCA-830",
+                f"the special register {name}, which {self.kernel.entry} reads at line {one.line} of its PTX, is not "
+                "emulated.",
+                remedy="prove this kernel on a GPU, or report the register.",
+            )
         raise damaged(one.line, f"the name {name} is not known; the text is cut off")
 
     def target(self, operand: Operand, one: Instruction, *, wider: bool = False, kind: str = "") -> str:
@@ -230,14 +253,15 @@ class _Writer:
 
     # Blocks.
 
-    def blocks(self) -> Iterator[tuple[str, int, int]]:
-        """The C++ of each block, its number of instructions and the line of the first."""
+    def blocks(self) -> Iterator[tuple[str, str]]:
+        """The C++ of each block, and what the table of blocks says of it."""
         for block in self.flow.blocks:
             lines = [*self._beginning(block), *self._body(block)]
             number = self.first + block.number
             body = "\n  ".join(lines)
             first = next(iter((*block.body, *filter(None, (block.around, block.results)))), self.function)
-            yield f"static u32 b{number}(Warp &w, u32 m) {{\n  {body}\n}}\n", max(1, len(block.body)), first.line
+            facts = f"{{b{number}, {max(1, len(block.body))}, {first.line}, {self.number}}}"
+            yield f"static u32 b{number}(Warp &w, u32 m) {{\n  {body}\n}}\n", facts
 
     def _beginning(self, block: Block) -> Iterator[str]:
         if (gathering := block.gathering) is not None:
@@ -245,11 +269,11 @@ class _Writer:
             aligned = "true" if gathering.aligned else "false"
             number = self.first + block.number
             yield f"if (!(m = together(w, m, {number}, {gathering.line}, {mask}, {aligned}))) return DIVERGED;"
-        if (call := block.results) is not None:
-            callee = self._callee(call)
+        if (call := block.results) is not None and callee(call, self.kernel.entry) not in _OF_CUDA:
+            function = self._callee(call)
             results = self._arguments(call, 0) if self._has_results(call) else ()
-            for to, source in zip(results, callee.results, strict=True):
-                place = self.kernel_local(callee, source.name)
+            for to, source in zip(results, function.results, strict=True):
+                place = self.kernel_local(function, source.name)
                 yield f"copy_local(w, m, {self._own(to, call)}, {place}, {source.size});"
 
     def _body(self, block: Block) -> Iterator[str]:
@@ -258,6 +282,9 @@ class _Writer:
         for one in plain:
             form = form_of(one, self.kernel.entry)
             _check_operands(one, form)
+            if form.kind in GATHERED:
+                at = GATHERED[form.kind]
+                yield f"met(w, m, {'K{ALL}' if at is None or at < 0 else self.value(one.operands[at], 'u32', one)});"
             yield from _WRITERS[form.kind](self, one, form)
         following = self.first + block.number + 1
         if block.around is not None:
@@ -342,10 +369,7 @@ class _Writer:
         yield f"return barrier_reduction(w, m, {at}, {values});"
 
     def _callee(self, one: Instruction) -> Function:
-        for operand in one.operands:
-            if isinstance(operand, Symbol) and operand.name in self.kernel.functions:
-                return self.kernel.functions[operand.name]
-        raise damaged(one.line, "a call names no function; calls through a pointer are not supported")
+        return self.kernel.functions[callee(one, self.kernel.entry)]
 
     def _has_results(self, one: Instruction) -> bool:
         return isinstance(one.operands[0], Group)
@@ -367,14 +391,22 @@ class _Writer:
 
     def _call(self, one: Instruction, form: Form, number: int) -> Iterator[str]:
         del form
-        callee = self._callee(one)
+        name = callee(one, self.kernel.entry)
         given = self._arguments(one, 1 if self._has_results(one) else 0)
-        if len(given) != len(callee.parameters):
-            raise damaged(one.line, f"{callee.name} takes {len(callee.parameters)} parameters, not {len(given)}")
-        for source, to in zip(given, callee.parameters, strict=True):
-            yield f"copy_local(w, m, {self.kernel_local(callee, to.name)}, {self._own(source, one)}, {to.size});"
-        yield f"called(w, m, {list(self.kernel.functions).index(callee.name)}, {number + 1});"
-        yield f"return {self.kernel.first[callee.name]};"
+        wanted = _OF_CUDA[name][1] if name in _OF_CUDA else len(self.kernel.functions[name].parameters)
+        if len(given) != wanted:
+            raise damaged(one.line, f"{name} takes {wanted} parameters, not {len(given)}")
+        if name in _OF_CUDA:
+            results = self._arguments(one, 0) if self._has_results(one) else ()
+            places = [self._own(operand, one) for operand in (*given, *results)]
+            yield f"{_OF_CUDA[name][0]}(w, m, {one.line}, {', '.join(map(str, places))});"
+            yield f"return {number + 1};"
+            return
+        function = self.kernel.functions[name]
+        for source, to in zip(given, function.parameters, strict=True):
+            yield f"copy_local(w, m, {self.kernel_local(function, to.name)}, {self._own(source, one)}, {to.size});"
+        yield f"called(w, m, {list(self.kernel.functions).index(name)}, {number + 1});"
+        yield f"return {self.kernel.first[name]};"
 
 
 def _bits(operand: Immediate, kind: str, one: Instruction) -> int:
@@ -794,6 +826,10 @@ def _place_variables(kernel: _Kernel) -> None:
     kernel.variables = [everywhere[name] for name in layout.globals]
 
 
+def _asks_who_is_active(function: Function) -> bool:
+    return any(isinstance(one, Instruction) and one.form == "activemask.b32" for one in function.body)
+
+
 def _names(function: Function) -> Iterator[str]:
     for one in function.body:
         if isinstance(one, Instruction):
@@ -807,7 +843,7 @@ def _names(function: Function) -> Iterator[str]:
 
 
 def _file(
-    kernel: _Kernel, writers: list[_Writer], blocks: list[tuple[str, int, int]], counts: tuple[dict[int, int], int]
+    kernel: _Kernel, writers: list[_Writer], blocks: list[tuple[str, str]], counts: tuple[dict[int, int], int]
 ) -> str:
     entry = kernel.functions[kernel.entry]
     layout, (rows, predicates) = kernel.layout, counts
@@ -819,9 +855,10 @@ def _file(
         threads = math.prod(most)
     exact3 = [*exact, 1, 1][:3] if exact else [0, 0, 0]
     local = _round_up(layout.local_bytes, layout.local_align)
+    apart = "false" if any(map(_asks_who_is_active, kernel.functions.values())) else "true"
     places = sorted(place for function in kernel.functions.values() for place in function.places)
-    pieces = ['#include "grid.h"', "", "namespace dca {", *_CALLS_ONLY, *(code for code, _, _ in blocks), _CALLS_END]
-    pieces.append(_table("Block", "blocks", [f"{{b{i}, {n}, {line}}}" for i, (_, n, line) in enumerate(blocks)]))
+    pieces = ['#include "grid.h"', "", "namespace dca {", *_CALLS_ONLY, *(code for code, _ in blocks), _CALLS_END]
+    pieces.append(_table("Block", "blocks", [facts for _, facts in blocks]))
     for i, variable in enumerate(kernel.variables):
         if variable.initial:
             pieces.append(f"static const unsigned char initial_{i}[] = {{{', '.join(map(str, variable.initial))}}};")
@@ -842,7 +879,7 @@ def _file(
     pieces.append(
         "const Code code = {&dca_kernel, blocks, "
         f"{rows[2]}, {rows[4]}, {rows[8]}, {predicates}, {len(writers)}, {local}, {layout.dynamic_align}, "
-        f"{threads}, {_MOST_SHARED}, {{{exact3[0]}, {exact3[1]}, {exact3[2]}}}, "
+        f"{threads}, {_MOST_SHARED}, {{{exact3[0]}, {exact3[1]}, {exact3[2]}}}, {apart}, "
         f"variables, {len(variables)}, pointers, {len(pointers)}, places, {len(places)}}};"
     )
     pieces.append("}  // namespace dca")

@@ -101,6 +101,17 @@ def _bits() -> Iterator[tuple[str, Form]]:
     yield "lop3.b32", Form("each", "Lop3", ("b32", "b32", "b32", "b32", "u32"))
 
 
+def _seldom() -> Iterator[tuple[str, Form]]:
+    for form, (t,) in expanded("sad.{u16,s16,u32,s32,u64,s64}"):
+        yield form, Form("each", f"Sad<{t}>", (t,) * 4)
+    for form, (half, a, b) in expanded("dp2a.{lo,hi}.{u32,s32}.{u32,s32}"):
+        kinds = f"{a[0]}16, {b[0]}8, {_yes(half == 'hi')}"
+        yield form, Form("each", f"Dp2a<{kinds}>", ("b32",) * 4)
+    for form, (how,) in expanded("bmsk.{clamp,wrap}.b32"):
+        yield form, Form("each", f"Bmsk<{_yes(how == 'clamp')}>", ("b32", "u32", "u32"))
+    yield "fns.b32", Form("each", "Fns", ("b32", "b32", "u32", "s32"))
+
+
 def _floats() -> Iterator[tuple[str, Form]]:
     arity = {"add": 2, "sub": 2, "mul": 2, "fma": 3}
     for form, (op, how, ftz, sat) in expanded("{add,sub,mul,fma}{,.rn,.rz,.rm,.rp}{,.ftz}{,.sat}.f32"):
@@ -123,6 +134,9 @@ def _floats() -> Iterator[tuple[str, Form]]:
     for form, (op, ftz) in expanded("{rcp,rsqrt,sqrt,ex2,lg2,sin,cos}.approx{,.ftz}.f32"):
         yield form, Form("each", f"{op.title()}Approx<{_yes(ftz)}>", ("f32", "f32"))
     yield "tanh.approx.f32", Form("each", "TanhApprox", ("f32", "f32"))
+    yield "rcp.approx.ftz.f64", Form("each", "RcpApproxF64", ("f64", "f64"))
+    for form, (ftz,) in expanded("rsqrt.approx{,.ftz}.f64"):
+        yield form, Form("each", f"RsqrtApproxF64<{_yes(ftz)}>", ("f64", "f64"))
 
 
 def _floats_without_rounding() -> Iterator[tuple[str, Form]]:
@@ -134,7 +148,8 @@ def _floats_without_rounding() -> Iterator[tuple[str, Form]]:
         yield form, Form("each", f"{op.title()}F32<{_yes(ftz)}>", ("f32", "f32"))
     for form, (op,) in expanded("{abs,neg}.f64"):
         yield form, Form("each", f"{op.title()}F64", ("f64", "f64"))
-    yield "copysign.f32", Form("each", "CopysignF32", ("f32",) * 3)
+    for form, (t,) in expanded("copysign.{f32,f64}"):
+        yield form, Form("each", f"Copysign<{t}>", (t,) * 3)
 
 
 def _half(t: str, op: str, sources: int) -> Form:
@@ -294,7 +309,8 @@ def _memory() -> Iterator[tuple[str, Form]]:
             space = next((one for one in choice if one in _SPACE and one), "")
             lanes, t = choice[-2:]
             if (lanes, t[1:]) != (".v4", "64"):
-                yield form, Form("load", _SPACE[space], (t, lanes[2:] or "1", "SYNCHRONIZE" if choice[0] else "READ"))
+                access = {"": "READ", ".volatile": "VOLATILE_READ"}.get(choice[0], "SYNCHRONIZE")
+                yield form, Form("load", _SPACE[space], (t, lanes[2:] or "1", access))
     stores = (
         f"st{{}}{{,.global,.shared,.shared::cta,.local,.param}}{{}}{vectors}.{{{_MEMORY}}}",
         f"st{{}}{{.global}}{{.wb,.cg,.cs,.wt}}{vectors}.{{{_MEMORY}}}",
@@ -306,7 +322,8 @@ def _memory() -> Iterator[tuple[str, Form]]:
             space = next((one for one in choice if one in _SPACE and one), "")
             lanes, t = choice[-2:]
             if (lanes, t[1:]) != (".v4", "64"):
-                yield form, Form("store", _SPACE[space], (t, lanes[2:] or "1", "SYNCHRONIZE" if choice[0] else "WRITE"))
+                access = {"": "WRITE", ".volatile": "VOLATILE_WRITE"}.get(choice[0], "SYNCHRONIZE")
+                yield form, Form("store", _SPACE[space], (t, lanes[2:] or "1", access))
     yield from _atomics()
     for form, (cache, _, _, size) in expanded(
         "cp.async.{ca,cg}.shared{,::cta}.global{,.L2::64B,.L2::128B,.L2::256B}{}"
@@ -330,21 +347,33 @@ def _atomics() -> Iterator[tuple[str, Form]]:
         "{inc,dec}.u{32}",
         "cas.b{16,32,64}",
     )
-    prefixes = (
-        *expanded("{}{,.global,.shared,.shared::cta}"),
-        *expanded("{.relaxed,.acquire,.release,.acq_rel}.{cta,gpu,sys}{,.global,.shared}"),
+    # Before and after the operation: nvcc, CUDA's headers and the PTX ISA put scope and semantics in other places.
+    places = (
+        *expanded("{}{,.global,.shared,.shared::cta}{}"),
+        *expanded("{.relaxed,.acquire,.release,.acq_rel}.{cta,gpu,sys}{,.global,.shared}{}"),
+        *expanded("{}{,.global,.shared}{.cta,.gpu,.sys}"),
+        *(
+            (f"{where}@{order}.{scope}", ("", where, ""))
+            for where in ("", ".global", ".shared")
+            for order in ("relaxed", "acquire", "release", "acq_rel")
+            for scope in ("cta", "gpu", "sys")
+        ),
     )
     operations = [form for pattern in patterns for form, _ in expanded(pattern)]
-    for prefix, (*_, where) in prefixes:
+    for place, choice in places:
+        where = next((one for one in choice if one in _SPACE and one), "")
+        before, _, after = place.partition("@")
         for operation in operations:
-            op, *_, t = operation.split(".")
+            op, *rest = operation.split(".")
+            t = rest[-1]
             # Of an f32 in global memory subnormals are flushed, in shared memory they are not.
             flushed = operation == "add.f32" and where == ".global"
             name = "AtomAddFlushed" if flushed else f"Atom{op.title()}<{cpp(t)}>"
             types = (t, _SPACE[where], op)
-            yield f"atom{prefix}.{operation}", Form("atomic", name, types)
-            if op not in ("exch", "cas") and "acq" not in prefix:
-                yield f"red{prefix}.{operation}", Form("reduction", name, types)
+            form = ".".join(part for part in (before, op, after, *rest) if part).replace("..", ".").lstrip(".")
+            yield f"atom.{form}", Form("atomic", name, types)
+            if op not in ("exch", "cas") and "acq" not in place:
+                yield f"red.{form}", Form("reduction", name, types)
 
 
 def _collectives() -> Iterator[tuple[str, Form]]:
@@ -353,6 +382,10 @@ def _collectives() -> Iterator[tuple[str, Form]]:
     for form, (how,) in expanded("vote.sync.{all,any,uni}.pred"):
         yield form, Form("vote", f"VOTE_{how.upper()}")
     yield "vote.sync.ballot.b32", Form("ballot", "VOTE_BALLOT")
+    # As cub and cooperative groups write them.
+    for form, (how,) in expanded("vote.{all,any,uni}.sync.pred"):
+        yield form, Form("vote", f"VOTE_{how.upper()}")
+    yield "vote.ballot.sync.b32", Form("ballot", "VOTE_BALLOT")
     for form, (how, t) in expanded("match.{any,all}.sync.{b32,b64}"):
         yield form, Form("match", how, ("b32", t, "u32"))
     for form, (op, t) in expanded("redux.sync.{add,min,max}.{u32,s32}"):
@@ -412,6 +445,7 @@ FORMS: dict[str, Form] = dict(
     itertools.chain(
         _integers(),
         _bits(),
+        _seldom(),
         _floats(),
         _floats_without_rounding(),
         _halves(),
