@@ -1017,9 +1017,9 @@ def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(
 @pytest.mark.parametrize(
     ("asked", "found", "chosen", "said"),
     [
-        ("auto", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
-        ("sccache", caches("Redis"), None, "--offline forbids to ask Redis, which a variable configures."),
-        ("sccache", caches(scheduler="CONF"), None, "--offline forbids to ask the scheduler that CONF names."),
+        ("auto", caches("Redis"), None, "--offline forbids asking Redis, which a variable configures."),
+        ("sccache", caches("Redis"), None, "--offline forbids asking Redis, which a variable configures."),
+        ("sccache", caches(scheduler="CONF"), None, "--offline forbids asking the scheduler that CONF names."),
         ("auto", caches(scheduler="CONF"), None, "also keeps those of other patches and options."),
         ("sccache", caches(), "sccache", "requested with --compiler-cache sccache."),
     ],

@@ -77,7 +77,9 @@ def _checked(kind: type[M], path: Path, text: str) -> M:
     try:
         data = tomllib.loads(text)
     except RecursionError:
-        raise DcaError("DCA-202", f"{path}: its lists and tables are nested too deep.", remedy="check it.") from None
+        raise DcaError(
+            "DCA-202", f"{path}: its lists and tables are nested too deeply.", remedy="write them less nested."
+        ) from None
     except ValueError as error:
         # Of a number with thousands of digits, Python's own error, which names no line.
         remedy = "fix that line." if isinstance(error, tomllib.TOMLDecodeError) else "shorten that number."

@@ -106,9 +106,9 @@ def windows_fault(name: str) -> str:
     """Why a path in an archive names no file on Windows, or another one; empty if it names one."""
     for part in name.removesuffix("/").split("/"):
         if _FOREIGN.search(part):
-            return "has a character that no file name has on Windows"
+            return "has a character that Windows allows in no file name"
         if part.endswith((" ", ".")):
-            return "ends with what Windows removes from a name"
+            return "ends with a dot or a space, which Windows removes"
         if _DEVICE.fullmatch(part.partition(".")[0].rstrip(" ")):
             return "is the name of a device on Windows"
     return ""

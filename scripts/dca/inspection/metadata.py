@@ -202,7 +202,7 @@ def _unfit(requirements: Iterable[Requirement], name: str, version: str) -> Iter
             try:
                 secret = urlsplit(requirement.url).password
             except ValueError:
-                yield f"METADATA requires {requirement.name} from an address that is none."
+                yield f"METADATA requires {requirement.name} from an address that cannot be read."
                 continue
             if secret:
                 yield f"METADATA requires {requirement.name} from an address with a password."

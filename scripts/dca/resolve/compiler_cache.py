@@ -39,7 +39,7 @@ def choose_cache(candidate: Candidate, cuda: str, draft: Draft) -> PlannedCache 
             return None
     cache = next((cache for cache in found if asked in ("auto", cache.name)), None)
     if cache and offline and (elsewhere := _elsewhere(cache)):
-        why = f"--offline forbids to ask {elsewhere}{', which a variable configures' * bool(cache.shared)}."
+        why = f"--offline forbids asking {elsewhere}{', which a variable configures' * bool(cache.shared)}."
         if asked == "auto":
             draft.choose(SUBJECT, "none", why)
         else:

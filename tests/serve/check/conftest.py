@@ -22,7 +22,9 @@ from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.toolchain import environments
 from tests.support import ROOT, real_vllm, wait_for
+from tests.support.scripted_server import Scripted, serving
 
+Serve = Callable[..., Scripted]
 LOCK = Path(__file__).with_name("server.txt")
 WORKER = ROOT / "tests/workers/serve_tiny.py"
 
@@ -121,6 +123,18 @@ class Done:
 
 
 Check = Callable[..., Done]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start scripted servers, which end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
+
+
+def probe_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """One short request of a check."""
+    return next(probe for probe in document["probes"] if probe["name"] == name)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,26 +23,18 @@ from dca.foundation import documents
 from dca.foundation.events import Silent
 from dca.serve import check as engine
 from dca.serve.check import ServeCheck, answers, client, haystack, transport
-from tests.serve.check.conftest import Check
+from tests.serve.check.conftest import Check, Serve
 from tests.support import ROOT, wait_for
 from tests.support import scripted_server as scripted
-from tests.support.scripted_server import Asked, Reply, Scripted, serving
+from tests.support.scripted_server import Asked, Reply
 
 # Each test starts servers or programs.
 pytestmark = pytest.mark.slow
 
-Serve = Callable[..., Scripted]
 ONE = ("--lengths", "2048", "--depths", "50")
 TIMEOUT = 0.6
 # A busy machine is slow to notice.
 SLACK = 4.0
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start a scripted server."""
-    with ExitStack() as stack:
-        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
 
 
 def lose(asked: Asked) -> Reply:

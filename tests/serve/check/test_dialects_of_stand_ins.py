@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,26 +11,13 @@ import pytest
 from dca.serve.check import needles, thoughts
 from dca.serve.check.client import base_of
 from dca.serve.check.failed import refusal
-from tests.serve.check.conftest import Check
-from tests.support.scripted_server import TEMPLATE, Asked, Handler, Reply, Scripted, Trick, count, piece, right, serving
+from tests.serve.check.conftest import Check, Serve, probe_of
+from tests.support.scripted_server import TEMPLATE, Asked, Handler, Reply, Trick, count, piece, right
 
-Serve = Callable[..., Scripted]
 NO_NEEDLES = ("--skip", "needles", "--json")
 ONE = ("--lengths", "4096", "--depths", "50", "--json")
 CHATS = ("chat", "stream", "sampling", "sense", "tools", "structured", "needle")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start a stand-in."""
-    with ExitStack() as stack:
-        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
-
-
-def probe_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """One short request of a check."""
-    return next(probe for probe in document["probes"] if probe["name"] == name)
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

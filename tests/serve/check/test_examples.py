@@ -6,8 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from dca.foundation.events import Silent
 from tests.serve.check.conftest import Real
 from tests.support import ROOT
 from tests.support import scripted_server as scripted
-from tests.support.scripted_server import Asked, Reply, Scripted, serving
+from tests.support.scripted_server import Asked, Reply, Scripted
 
 EXAMPLES = ROOT / "examples"
 WORKER = ROOT / "tests/workers/run_example.py"
@@ -67,12 +66,6 @@ def test_structured_output_asks_a_server_that_nobody_here_wrote(real: Real) -> N
     done = run("structured_output", real.url)
     assert done.returncode == 1
     assert done.stderr.startswith("The answer violates the schema: ")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Scripted]]:
-    with ExitStack() as stack:
-        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
 
 
 @pytest.mark.slow

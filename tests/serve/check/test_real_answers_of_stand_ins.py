@@ -9,8 +9,7 @@ import re
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from dca import __version__
 from dca.serve import engines
 from dca.serve.check import Engine as Told
 from dca.serve.check import ServeCheck, client, identity, probes, transport
-from tests.serve.check.conftest import Check
+from tests.serve.check.conftest import Check, Serve, probe_of
 from tests.support import scripted_server as scripted
 from tests.support.scripted_server import Asked, Handler, Reply, Scripted, Trick, count, serving
 
-Serve = Callable[..., Scripted]
 NO_NEEDLES = ("--skip", "needles", "--json")
 ONE = ("--lengths", "4096", "--depths", "50", "--json")
 # As vLLM 0.32.0 sends it when its engine process has ended.
@@ -48,18 +46,6 @@ def vllm(version: str) -> dict[str, Any]:
         "pages": {"/version": json.dumps({"version": version}), "/metrics": METRICS},
         "cards": {"owned_by": "vllm", "root": "/models/m", "parent": None},
     }
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start a stand-in."""
-    with ExitStack() as stack:
-        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
-
-
-def probe_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """One short request of a check."""
-    return next(probe for probe in document["probes"] if probe["name"] == name)
 
 
 # --- the engine ends -------------------------------------------------------------------------------------------------
